@@ -1,0 +1,1 @@
+"""Measurements, one question a script; see README.md in this folder."""

@@ -1,0 +1,147 @@
+"""What the step-count benchmark compares: starts for a new task, on a family of tasks."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+import jaxmaml
+
+Sampler = Callable[[chex.PRNGKey], jaxmaml.Task]
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Parameters from which a new task is learned by gradient descent.
+
+    Attributes:
+      name: For tables.
+      params: The parameters.
+      loss_fn: The loss that is descended and judged.
+      step_size: Of the descent; `None` to search for the best on validation tasks.
+      outer_steps: Training steps behind `params`.
+      seconds: Time they took, compilation included.
+      note: How the start came about.
+    """
+
+    name: str
+    params: Any
+    loss_fn: jaxmaml.types.LossFn
+    step_size: float | None
+    outer_steps: int = 0
+    seconds: float = 0.0
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One way of posing new tasks: how many examples, how many queries."""
+
+    name: str
+    valid: Sampler
+    test: Sampler
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A task family, its starts and how to judge them.
+
+    Attributes:
+      title: For figures.
+      metric: `"loss"` or `"accuracy"`.
+      metric_name: With its unit.
+      targets: Values whose step counts are asked for.
+      step_sizes: Candidates for starts that have none of their own.
+      settings: Ways of posing new tasks, the main one first.
+      starts: Makes each start in turn.
+      chunk_size: Tasks evaluated at once.
+      protocol: Everything that a reader needs to know to judge the numbers.
+    """
+
+    title: str
+    metric: str
+    metric_name: str
+    targets: tuple[float, ...]
+    step_sizes: tuple[float, ...]
+    settings: tuple[Setting, ...]
+    starts: tuple[Callable[[], Start], ...]
+    chunk_size: int
+    protocol: dict[str, Any]
+
+
+def train(
+    name: str,
+    loss_fn: jaxmaml.types.LossFn,
+    params: Any,
+    sample: Sampler,
+    key: chex.PRNGKey,
+    *,
+    step_size: float,
+    derivative: str,
+    outer_steps: int,
+    num_tasks: int,
+    steps_per_dispatch: int,
+    chunk_size: int | None = None,
+    outer_optimizer: optax.GradientTransformation | None = None,
+) -> tuple[Any, float]:
+    """Meta-train with one inner step of gradient descent; return the initialisation and the seconds.
+
+    With `step_size=0` this is joint training: nothing adapts, so the query loss of all tasks is descended.
+    """
+    print(f"training: {name}", flush=True)
+    learner = jaxmaml.maml(
+        loss_fn,
+        optax.sgd(step_size),
+        outer_optimizer or optax.adam(1e-3),
+        num_inner_steps=1,
+        derivative=derivative,
+        chunk_size=chunk_size,
+    )
+    began = time.perf_counter()
+    state, _ = jaxmaml.fit(
+        learner,
+        learner.init(params),
+        sample,
+        key,
+        num_steps=outer_steps,
+        num_tasks=num_tasks,
+        steps_per_dispatch=steps_per_dispatch,
+    )
+    return jax.block_until_ready(state.params), time.perf_counter() - began
+
+
+class FineTuning:
+    """Gradient descent from any parameters at any step size, compiled once for all of them."""
+
+    def __init__(self, loss_fn: jaxmaml.types.LossFn, *, num_inner_steps: int, num_tasks: int, chunk_size: int):
+        rule = jaxmaml.InnerRule(
+            init_params=lambda params: jnp.zeros(()),
+            init=lambda step_size, params: (),
+            update=lambda grads, state, params, step_size, step, **extra: (
+                jax.tree.map(lambda g: -step_size * g, grads),
+                state,
+            ),
+        )
+        self._learner = jaxmaml.maml(loss_fn, rule, optax.identity(), num_inner_steps=1)
+        self._evaluate = jax.jit(
+            functools.partial(
+                jaxmaml.evaluate,
+                self._learner,
+                loss_fn,
+                num_inner_steps=num_inner_steps,
+                num_tasks=num_tasks,
+                chunk_size=chunk_size,
+            )
+        )
+
+    def __call__(self, params: Any, step_size: float, sample: Sampler, key: chex.PRNGKey) -> jaxmaml.Evaluation:
+        state = self._learner.init(params)._replace(rule_params=jnp.float32(step_size))
+        if jax.tree_util.all_leaves([sample]):
+            sample = jax.tree_util.Partial(sample)
+        return jax.device_get(self._evaluate(state, sample, key))

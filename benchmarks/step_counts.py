@@ -1,0 +1,195 @@
+"""How many gradient steps does a new task need, from MAML's initialisation and from others?
+
+    python -m benchmarks.step_counts                                        # sinusoids, no data needed
+    python -m benchmarks.step_counts --task omniglot --data-dir DATA_DIR    # the real characters
+
+Trains each start, adapts each to the same new tasks by gradient descent, and reports the mean over tasks
+after every step with its 95% confidence interval, the steps needed to reach given targets, a figure and a
+JSON file.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any, Literal
+
+import jax
+import matplotlib
+import numpy as np
+import rich.console
+import rich.table
+import tyro
+
+import jaxmaml
+from benchmarks import omniglot, reporting, sinusoid
+from benchmarks.problem import FineTuning, Problem, Setting, Start
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Compare starts by the gradient steps that a new task needs from them."""
+
+    task: Literal["sinusoid", "omniglot"] = "sinusoid"
+    """Family of tasks. Omniglot without a data directory means procedural characters."""
+    data_dir: pathlib.Path | None = None
+    """Folder with Omniglot's images_background.zip and images_evaluation.zip."""
+    output_dir: pathlib.Path = pathlib.Path("results")
+    """Where the JSON file and the figure go."""
+    seed: int = 0
+    """Of everything that is drawn."""
+    num_tasks: int = 600
+    """New tasks to adapt to."""
+    num_steps: int = 10
+    """Gradient steps on each."""
+    outer_steps: int | None = None
+    """Training steps of each start; the recipe's own by default."""
+
+
+def main(config: Config) -> dict[str, Any]:
+    console = rich.console.Console()
+    console.width = max(console.width, 120)  # Tables are cut to shreds by a pipe's 80 columns.
+    train_key, valid_key, test_key = jax.random.split(jax.random.key(config.seed), 3)
+    problem = make_problem(config, train_key)
+    starts = [make() for make in problem.starts]
+    result = {
+        "benchmark": "step_counts",
+        "command": reporting.command_line("benchmarks.step_counts"),
+        "config": {name: value for name, value in dataclasses.asdict(config).items() if not name.endswith("_dir")},
+        "environment": reporting.environment(),
+        "metric": problem.metric_name,
+        "protocol": problem.protocol,
+        "training": {
+            start.name: {"outer_steps": start.outer_steps, "seconds": round(start.seconds, 1), "note": start.note}
+            for start in starts
+        },
+        "settings": {},
+    }
+    fine_tuning = {
+        start.loss_fn: FineTuning(
+            start.loss_fn,
+            num_inner_steps=config.num_steps,
+            num_tasks=config.num_tasks,
+            chunk_size=problem.chunk_size,
+        )
+        for start in starts
+    }
+    for setting in problem.settings:
+        rows = {}
+        for start in starts:
+            with console.status(f"{setting.name}: fine-tuning from {start.name}"):
+                rows[start.name] = measure(problem, setting, start, fine_tuning[start.loss_fn], valid_key, test_key)
+        result["settings"][setting.name] = rows
+        console.print(make_table(problem, setting.name, rows, config))
+    path = config.output_dir / f"step_counts_{config.task}.json"
+    reporting.write_json(path, result)
+    draw(problem, result["settings"], path.with_suffix(".png"))
+    return result
+
+
+def make_problem(config: Config, key) -> Problem:
+    jaxmaml.checks.positive_int("num_tasks", config.num_tasks)
+    jaxmaml.checks.positive_int("num_steps", config.num_steps)
+    if config.outer_steps is not None:
+        jaxmaml.checks.positive_int("outer_steps", config.outer_steps)
+    if config.task == "sinusoid":
+        return sinusoid.make(key, config.outer_steps)
+    return omniglot.make(key, config.outer_steps, config.data_dir)
+
+
+def measure(
+    problem: Problem, setting: Setting, start: Start, fine_tuning: FineTuning, valid_key, test_key
+) -> dict[str, Any]:
+    """Adapt to the test tasks at the start's own step size, or at the best one on validation tasks."""
+    row: dict[str, Any] = {"step_size": start.step_size, "step_size_from": "training"}
+    if start.step_size is None:
+        scores = {
+            size: _score(problem, curve(problem, fine_tuning(start.params, size, setting.valid, valid_key)).mean)
+            for size in problem.step_sizes
+        }
+        row["step_size"] = min(scores, key=lambda size: scores[size])
+        row["step_size_from"] = "validation tasks, best mean over steps 1 and on"
+    evaluation = fine_tuning(start.params, row["step_size"], setting.test, test_key)
+    values = curve(problem, evaluation)
+    row |= {
+        "mean": [float(v) for v in values.mean],
+        "ci95": [float(v) for v in values.ci95],
+        "query_loss": [float(v) for v in evaluation.query_loss.mean],
+        "median_query_loss": [float(v) for v in np.median(evaluation.query_loss.per_task, axis=0)],
+        "steps_to": {str(target): steps_to(problem, values.mean, target) for target in problem.targets},
+    }
+    return row
+
+
+def curve(problem: Problem, evaluation: jaxmaml.Evaluation) -> jaxmaml.Curve:
+    return evaluation.query_loss if problem.metric == "loss" else evaluation.accuracy
+
+
+def _score(problem: Problem, mean: np.ndarray) -> float:
+    """Lower is better; a start that diverges is worst."""
+    value = float(np.mean(mean[1:]))
+    if not np.isfinite(value):
+        return float("inf")
+    return value if problem.metric == "loss" else -value
+
+
+def steps_to(problem: Problem, mean: np.ndarray, target: float) -> int | None:
+    """The first step at which the mean reaches the target; `None` if it never does."""
+    reached = mean <= target if problem.metric == "loss" else mean >= target
+    return int(np.argmax(reached)) if reached.any() else None
+
+
+def make_table(problem: Problem, setting: str, rows: dict[str, Any], config: Config) -> rich.table.Table:
+    shown = [step for step in (0, 1, 2, 5, 10, 20, 50, 100) if step <= config.num_steps]
+    percent = problem.metric == "accuracy"
+    table = rich.table.Table(
+        title=f"{problem.title}, {setting}: {problem.metric_name} after k steps, {config.num_tasks} tasks, 95% CI"
+    )
+    table.add_column("start", no_wrap=True)
+    table.add_column("step", justify="right")
+    for step in shown:
+        table.add_column(f"k={step}", justify="right")
+    for target in problem.targets:
+        table.add_column(f"k to {100 * target:g}%" if percent else f"k to {target:g}", justify="right")
+    for name, row in rows.items():
+        cells = [
+            f"{100 * row['mean'][k]:.1f}±{100 * row['ci95'][k]:.1f}"
+            if percent
+            else f"{row['mean'][k]:.3g}±{row['ci95'][k]:.2g}"
+            for k in shown
+        ]
+        counts = [f">{config.num_steps}" if n is None else str(n) for n in row["steps_to"].values()]
+        table.add_row(name, f"{row['step_size']:g}", *cells, *counts)
+    return table
+
+
+def draw(problem: Problem, settings: dict[str, Any], path: pathlib.Path) -> None:
+    """One panel a setting: the metric against gradient steps, with confidence bands."""
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    figure, panels = plt.subplots(1, len(settings), figsize=(4.6 * len(settings), 4.2), sharey=True, squeeze=False)
+    for panel, (setting, rows) in zip(panels[0], settings.items(), strict=True):
+        for name, row in rows.items():
+            mean, ci95 = np.array(row["mean"]), np.array(row["ci95"])
+            steps = np.arange(len(mean))
+            (line,) = panel.plot(steps, mean, marker="o", markersize=3.5, label=f"{name} ({row['step_size']:g})")
+            panel.fill_between(steps, mean - ci95, mean + ci95, alpha=0.2, color=line.get_color(), linewidth=0)
+        for target in problem.targets:
+            panel.axhline(target, color="0.75", linewidth=0.8, linestyle="--", zorder=0)
+        panel.set(title=setting, xlabel="gradient steps on the new task")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.legend(fontsize=8, title="start (step size)", title_fontsize=8)
+    if problem.metric == "accuracy":
+        panels[0][0].set_ylim(0, 1.02)
+        panels[0][0].yaxis.set_major_formatter(PercentFormatter(1.0))
+    else:
+        panels[0][0].set_ylim(0, 5)
+    panels[0][0].set_ylabel(problem.metric_name)
+    figure.suptitle(problem.title)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

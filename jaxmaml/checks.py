@@ -1,0 +1,145 @@
+"""Errors at the public boundary: what was expected, and what came."""
+
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmaml.types import LossFn, MetaLearner, MetaState, Task
+
+
+def positive_int(name: str, value: Any, at_least: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"`{name}` must be an int, got {value!r} of type {type(value).__name__}.")
+    if value < at_least:
+        raise ValueError(f"`{name}` must be >= {at_least}, got {value}.")
+    return int(value)
+
+
+def one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}; got {value!r}.")
+
+
+def function(name: str, value: Any) -> None:
+    if not callable(value):
+        raise TypeError(f"`{name}` must be callable, got {type(value).__name__}.")
+
+
+def optimizer(name: str, value: Any) -> None:
+    if not all(callable(getattr(value, part, None)) for part in ("init", "update")):
+        raise TypeError(
+            f"`{name}` must be an optax transformation such as optax.sgd(0.01), got {type(value).__name__}."
+        )
+
+
+def learner(value: Any) -> None:
+    if not isinstance(value, MetaLearner):
+        raise TypeError(f"`learner` must be a MetaLearner such as jaxmaml.maml(...) returns, got {_kind(value)}.")
+
+
+def prng_key(value: Any) -> None:
+    is_typed = isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+    is_raw = isinstance(value, (jax.Array, np.ndarray)) and value.dtype == jnp.uint32
+    if not (is_typed and value.ndim == 0) and not (is_raw and value.ndim == 1):
+        raise TypeError(f"`key` must be a single PRNG key such as jax.random.key(0), got {_describe(value)}.")
+
+
+def state(value: Any) -> None:
+    if not isinstance(value, MetaState):
+        raise TypeError(f"`state` must be a MetaState from learner.init(params), got {_kind(value)}.")
+
+
+def params(value: chex.ArrayTree) -> chex.ArrayTree:
+    """Return `value` as strongly typed JAX arrays, or raise where a leaf cannot be adapted."""
+    leaves = jax.tree_util.tree_leaves_with_path(value)
+    if not leaves:
+        raise ValueError(f"`params` has no arrays to adapt, got {value!r}.")
+    for path, leaf in leaves:
+        dtype = getattr(leaf, "dtype", None) or np.result_type(type(leaf))
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                f"Every leaf of `params` must be floating point, got {_describe(leaf)} at params{_path(path)}. "
+                "Keep constants in `loss_fn` or in the batch."
+            )
+    # A weakly typed leaf would become strong in the first update and trace it twice.
+    return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, jnp.result_type(leaf)), value)
+
+
+def batch(name: str, value: Any) -> None:
+    """`value` must be a pytree of arrays without an empty one."""
+    leaves = jax.tree_util.tree_leaves_with_path(value)
+    if not leaves:
+        raise ValueError(f"`{name}` has no arrays, got {value!r}.")
+    for path, leaf in leaves:
+        if not hasattr(leaf, "shape"):
+            raise TypeError(f"`{name}` must be a pytree of arrays, got {_describe(leaf)} at {name}{_path(path)}.")
+        if 0 in leaf.shape:
+            raise ValueError(f"`{name}` is empty: {name}{_path(path)} has shape {tuple(leaf.shape)}.")
+
+
+def tasks(value: Any) -> int:
+    """`value` must be a batch of tasks; return their number."""
+    task("tasks", value)
+    sizes = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(value):
+        if not leaf.shape:
+            raise ValueError(f"Every leaf of `tasks` needs a leading task axis, got a scalar at tasks{_path(path)}.")
+        sizes.setdefault(leaf.shape[0], f"tasks{_path(path)}")
+    if len(sizes) > 1:
+        found = ", ".join(f"{size} at {where}" for size, where in sizes.items())
+        raise ValueError(f"Every leaf of `tasks` must have the same leading axis, the number of tasks; got {found}.")
+    return next(iter(sizes))
+
+
+def task(name: str, value: Any) -> None:
+    if not isinstance(value, Task):
+        raise TypeError(f"`{name}` must be a jaxmaml.Task(support, query), got {_kind(value)}.")
+    batch(f"{name}.support", value.support)
+    batch(f"{name}.query", value.query)
+
+
+def chunking(chunk_size: int | None, num_tasks: int) -> int:
+    """The number of tasks in a chunk, which must divide the number of tasks."""
+    if chunk_size is None:
+        return num_tasks
+    if num_tasks % chunk_size:
+        raise ValueError(f"`chunk_size` must divide the number of tasks, got {chunk_size} for {num_tasks} tasks.")
+    return chunk_size
+
+
+def with_checked_output(loss_fn: LossFn) -> Callable[[chex.ArrayTree, Any], tuple[chex.Array, Any]]:
+    """Return `loss_fn` as `(params, batch) -> (loss, aux)`, raising where it returns anything else."""
+
+    def checked(params, batch):
+        output = loss_fn(params, batch)
+        if isinstance(output, tuple) and len(output) != 2:
+            raise ValueError(f"`loss_fn` must return a loss or (loss, aux), got a tuple of {len(output)}.")
+        loss, aux = output if isinstance(output, tuple) else (output, ())
+        if not hasattr(loss, "dtype") and not isinstance(loss, float):
+            raise TypeError(f"`loss_fn` must return a loss or (loss, aux), got {_describe(loss)} as the loss.")
+        loss = jnp.asarray(loss)
+        if loss.shape:
+            raise ValueError(f"`loss_fn` must return a scalar loss, got shape {loss.shape}; reduce it, as by jnp.mean.")
+        if not jnp.issubdtype(loss.dtype, jnp.floating):
+            raise TypeError(f"`loss_fn` must return a floating-point loss, got dtype {loss.dtype}.")
+        return loss, aux
+
+    return checked
+
+
+def _kind(value: Any) -> str:
+    return type(value).__name__
+
+
+def _describe(value: Any) -> str:
+    if hasattr(value, "dtype"):
+        return f"an array of dtype {value.dtype} and shape {tuple(value.shape)}"
+    return f"{value!r} of type {_kind(value)}"
+
+
+def _path(path) -> str:
+    return jax.tree_util.keystr(path)

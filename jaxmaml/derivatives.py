@@ -1,0 +1,144 @@
+r"""The gradient of the inner loss, and how it is differentiated in turn.
+
+The outer gradient needs, for a cotangent `v` on `g = grad_theta L(theta, eta)`, the products
+`(dg/dtheta)^T v` and `(dg/deta)^T v`, where `eta` is everything else that is differentiated (the batch,
+closed-over values). Three ways:
+
+* `"reverse"`: let JAX differentiate the backward pass in reverse. Exact; keeps its intermediates.
+* `"mixed"`: second derivatives are symmetric, so both products are the derivative of
+  `(grad_theta L, grad_eta L)` along `v` in `theta`: one forward-over-reverse pass and nothing kept but
+  `theta` and `eta` (Kemaev et al., 2025, https://arxiv.org/abs/2505.00793). Exact.
+* `"first_order"`: take the products to be zero (Finn et al., 2017, section 5.2).
+
+Symmetry holds for true gradients only. A `custom_jvp` or `custom_vjp` rule in the model may define
+something else (a straight-through estimator), so `"mixed"` trusts the rules of JAX itself and of known
+losses, and falls back to `"reverse"`, with a warning, at any other.
+"""
+
+import pathlib
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from jax.extend import core as jex_core
+
+from jaxmaml.types import LossFn
+
+#: `(params, batch) -> (loss, aux, grads)`.
+InnerGradient = Callable[[chex.ArrayTree, Any], tuple[chex.Array, Any, chex.ArrayTree]]
+
+# Sources whose custom rules are the true derivatives of what they define.
+_TRUSTED = tuple(
+    str(pathlib.Path(module_file).parent)
+    for module_file in (jax.__file__, optax.losses.__file__, __file__)
+)
+
+
+def inner_gradient(loss_fn: LossFn, derivative: str) -> InnerGradient:
+    """Build `(params, batch) -> (loss, aux, grads)`, differentiated in turn as `derivative` says.
+
+    Args:
+      loss_fn: `(params, batch) -> (loss, aux)`.
+      derivative: `"mixed"`, `"reverse"` or `"first_order"`; see the module's docstring.
+    """
+
+    def reverse(params, batch):
+        (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, batch)
+        return loss, aux, grads
+
+    def first_order(params, batch):
+        loss, aux, grads = reverse(params, batch)
+        return loss, aux, jax.lax.stop_gradient(grads)
+
+    def mixed(params, batch):
+        closed, (_, aux_shape) = jax.make_jaxpr(loss_fn, return_shape=True)(params, batch)
+        for rule in _untrusted_rules(closed.jaxpr):
+            warnings.warn(
+                f'derivative="mixed" needs symmetric second derivatives, which the custom derivative rule {rule} '
+                'inside `loss_fn` does not promise; using derivative="reverse" (also exact, more memory).',
+                stacklevel=2,
+            )
+            return reverse(params, batch)
+        # A rule may not close over tracers: what loss_fn closes over becomes an explicit argument.
+        leaves, aux_treedef = jax.tree.leaves(batch), jax.tree.structure(aux_shape)
+
+        def loss_and_aux(params, arguments):
+            inputs, consts = arguments[: len(leaves)], arguments[len(leaves) :]
+            loss, *aux = jax.core.eval_jaxpr(closed.jaxpr, consts, *jax.tree.leaves(params), *inputs)
+            return loss, jax.tree.unflatten(aux_treedef, aux)
+
+        return _forward_over_reverse(loss_and_aux)(params, [*leaves, *closed.consts])
+
+    return {"mixed": mixed, "reverse": reverse, "first_order": first_order}[derivative]
+
+
+def _forward_over_reverse(loss_and_aux):
+    """`value_and_grad` in the first argument, whose own derivative is forward over reverse."""
+
+    @jax.custom_vjp
+    def gradient(params, arguments):
+        (loss, aux), grads = jax.value_and_grad(loss_and_aux, has_aux=True)(params, arguments)
+        return loss, aux, grads
+
+    def forward(params, arguments):
+        params = jax.tree.map(lambda p: p.value, params)
+        # Only what is being differentiated gets a cotangent: seldom the batch, never its labels.
+        moving = [a.value if a.perturbed else None for a in arguments]
+        resting = [None if a.perturbed else a.value for a in arguments]
+        return gradient(params, _merge(moving, resting)), (params, moving, resting)
+
+    def backward(residuals, cotangents):
+        params, moving, resting = residuals
+        loss_bar, aux_bar, grads_bar = cotangents
+
+        def loss_of(params, moving):
+            return loss_and_aux(params, _merge(moving, resting))
+
+        def gradients(params):
+            return jax.grad(loss_of, argnums=(0, 1), has_aux=True)(params, moving)[0]
+
+        along = jax.tree.map(_instantiate, grads_bar, is_leaf=_is_symbolic_zero)
+        first, bars = jax.jvp(gradients, (params,), (along,))
+        if not _is_symbolic_zero(loss_bar):
+            bars = jax.tree.map(lambda bar, g: bar + loss_bar.astype(g.dtype) * g, bars, first)
+        if not all(map(_is_symbolic_zero, jax.tree.leaves(aux_bar, is_leaf=_is_symbolic_zero))):
+            # An outer objective uses the auxiliary output: rare, so it pays for a pass of its own.
+            _, pull_back = jax.vjp(lambda p, m: loss_of(p, m)[1], params, moving)
+            aux_bar = jax.tree.map(_instantiate, aux_bar, is_leaf=_is_symbolic_zero)
+            bars = jax.tree.map(jnp.add, bars, pull_back(aux_bar))
+        return bars
+
+    gradient.defvjp(forward, backward, symbolic_zeros=True)
+    return gradient
+
+
+def _merge(moving: list, resting: list) -> list:
+    return [r if m is None else m for m, r in zip(moving, resting, strict=True)]
+
+
+def _is_symbolic_zero(x) -> bool:
+    return isinstance(x, jax.custom_derivatives.SymbolicZero)
+
+
+def _instantiate(x):
+    if not _is_symbolic_zero(x):
+        return x
+    return jnp.zeros(x.shape, x.dtype)
+
+
+def _untrusted_rules(jaxpr) -> Iterator[str]:
+    """Names and places of the custom derivative rules in `jaxpr` that are not known to be true ones."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name.startswith(("custom_jvp_call", "custom_vjp_call")):
+            function = eqn.params["call_jaxpr"]
+            info = getattr(function, "jaxpr", function).debug_info
+            place = info.func_filename or ""
+            # custom_gradient and its like wrap a user's rule in a function of JAX's own.
+            if not place.startswith(_TRUSTED) or place.endswith("custom_derivatives.py"):
+                yield info.func_src_info
+        for inner in jex_core.jaxprs_in_params(eqn.params):
+            yield from _untrusted_rules(inner)

@@ -1,0 +1,77 @@
+"""Loss functions in the form that the learners take, from any `apply(params, inputs)`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax.numpy as jnp
+import optax
+
+from jaxmaml import checks
+from jaxmaml.types import Batch, LossFn
+
+Apply = Callable[[chex.ArrayTree, Any], chex.Array]
+
+
+def mean_squared_error(apply: Apply) -> LossFn:
+    """Build the regression loss `(params, batch) -> mean (apply(params, inputs) - targets)^2`.
+
+    Args:
+      apply: `(params, inputs) -> predictions`.
+    Returns:
+      `loss_fn` for a `Batch` whose targets have the shape of the predictions.
+    Raises:
+      ValueError: In use, if the shapes differ (broadcasting would compare every pair).
+    Example:
+      >>> import jax.numpy as jnp, jaxmaml
+      >>> loss_fn = jaxmaml.mean_squared_error(lambda w, x: w * x)
+      >>> float(loss_fn(2.0, jaxmaml.Batch(jnp.array([1.0, 2.0]), jnp.array([1.0, 3.0]))))
+      1.0
+    """
+    checks.function("apply", apply)
+
+    def loss_fn(params: chex.ArrayTree, batch: Batch) -> chex.Array:
+        inputs, targets = batch
+        predictions = apply(params, inputs)
+        if predictions.shape != targets.shape:
+            raise ValueError(
+                f"`apply` must return predictions of the targets' shape {targets.shape}, got {predictions.shape}."
+            )
+        return jnp.mean(jnp.square(predictions - targets))
+
+    return loss_fn
+
+
+def cross_entropy(apply: Apply) -> LossFn:
+    """Build the classification loss, mean softmax cross-entropy in nats, with the accuracy beside it.
+
+    Args:
+      apply: `(params, inputs) -> logits [num_examples, num_ways]`.
+    Returns:
+      `(params, batch) -> (loss, {"accuracy": accuracy})` for a `Batch` whose targets are integer
+      labels `[num_examples]` in `[0, num_ways)`; accuracy is a fraction of 1.
+    Raises:
+      ValueError: In use, if logits and labels do not fit; TypeError: if labels are not integers.
+    Example:
+      >>> import jax.numpy as jnp, jaxmaml
+      >>> loss_fn = jaxmaml.cross_entropy(lambda w, x: w * x)
+      >>> batch = jaxmaml.Batch(jnp.array([[9.0, 0.0], [8.0, 1.0]]), jnp.array([0, 1]))
+      >>> float(loss_fn(1.0, batch)[1]["accuracy"])
+      0.5
+    """
+    checks.function("apply", apply)
+
+    def loss_fn(params: chex.ArrayTree, batch: Batch) -> tuple[chex.Array, dict[str, chex.Array]]:
+        inputs, labels = batch
+        logits = apply(params, inputs)
+        if not jnp.issubdtype(labels.dtype, jnp.integer):
+            raise TypeError(f"`targets` must be integer labels, got dtype {labels.dtype}.")
+        if logits.ndim != labels.ndim + 1 or logits.shape[:-1] != labels.shape:
+            raise ValueError(
+                f"`apply` must return logits [num_examples, num_ways] for labels of shape {labels.shape}, "
+                f"got {logits.shape}."
+            )
+        loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+        return loss, {"accuracy": jnp.mean(jnp.argmax(logits, -1) == labels, dtype=loss.dtype)}
+
+    return loss_fn

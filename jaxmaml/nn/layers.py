@@ -1,0 +1,75 @@
+"""Normalisation and pooling for models that are adapted to one task at a time."""
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import linen
+
+
+def batch_norm(x: chex.Array, scale: chex.Array | float, bias: chex.Array, epsilon: float = 1e-3) -> chex.Array:
+    r"""Normalise by the statistics of the batch at hand: transductive, without running averages.
+
+    `(x - mean) / sqrt(var + epsilon) * scale + bias`, with mean and (biased) variance over all axes but the
+    last. A prediction depends on the other examples of its batch: on a query set, state its size with any
+    result, since it moves accuracy by points.
+
+    Args:
+      x: Array `[..., C]`.
+      scale, bias: Arrays `[C]` or scalars.
+      epsilon: Added to the variance; 1e-3 as in the original MAML code.
+    Returns:
+      Array like `x`.
+    Example:
+      >>> import jax.numpy as jnp, jaxmaml
+      >>> jaxmaml.nn.batch_norm(jnp.array([[1.0], [3.0]]), 1.0, 0.0, epsilon=0.0).tolist()
+      [[-1.0], [1.0]]
+    References:
+      Ioffe and Szegedy, 2015, https://arxiv.org/abs/1502.03167
+    """
+    axes = tuple(range(x.ndim - 1))
+    centred = x - jnp.mean(x, axes)
+    variance = jnp.mean(jnp.square(centred), axes)
+    return centred * (jax.lax.rsqrt(variance + epsilon) * scale) + bias
+
+
+class BatchNorm(linen.Module):
+    """`batch_norm` with a learned shift and, with `use_scale`, a learned scale.
+
+    The original MAML code shifts but does not scale.
+    """
+
+    use_scale: bool = False
+    epsilon: float = 1e-3
+
+    @linen.compact
+    def __call__(self, x: chex.Array) -> chex.Array:
+        channels = x.shape[-1:]
+        scale = self.param("scale", linen.initializers.ones, channels, x.dtype) if self.use_scale else 1.0
+        bias = self.param("bias", linen.initializers.zeros, channels, x.dtype)
+        return batch_norm(x, scale, bias, self.epsilon)
+
+
+def max_pool(x: chex.Array, window: int = 2) -> chex.Array:
+    """Take the maximum over windows of `window` x `window` pixels that do not overlap.
+
+    A reshape and a reduction, where `lax.reduce_window` has slow derivatives; what does not fill a window
+    is dropped (padding `VALID`). Equal maxima share the gradient.
+
+    Args:
+      x: Array `[N, H, W, C]`.
+      window: Side of a window, and the stride.
+    Returns:
+      Array `[N, H // window, W // window, C]`.
+    Raises:
+      ValueError: If the image is smaller than a window.
+    Example:
+      >>> import jax.numpy as jnp, jaxmaml
+      >>> jaxmaml.nn.max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1))[0, :, :, 0].tolist()
+      [[5.0, 7.0], [13.0, 15.0]]
+    """
+    batch, height, width, channels = x.shape
+    rows, columns = height // window, width // window
+    if rows == 0 or columns == 0:
+        raise ValueError(f"`x` must be at least {window} x {window} pixels, got {height} x {width}.")
+    x = x[:, : rows * window, : columns * window]
+    return x.reshape(batch, rows, window, columns, window, channels).max((2, 4))

@@ -1,0 +1,103 @@
+"""Inner rules: how an inner gradient becomes an update of the fast parameters."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxmaml.types import InnerRule
+
+
+def as_inner_rule(inner_optimizer: optax.GradientTransformation | InnerRule) -> InnerRule:
+    """Lift an optax transformation to an `InnerRule` without meta-learned parameters."""
+    if isinstance(inner_optimizer, InnerRule):
+        return inner_optimizer
+    transform = optax.with_extra_args_support(inner_optimizer)
+
+    def update(grads, rule_state, params, rule_params, step, **extra):
+        del rule_params, step  # An optax transformation counts its own steps.
+        return transform.update(grads, rule_state, params, **extra)
+
+    return InnerRule(
+        init_params=lambda params: (),
+        init=lambda rule_params, params: transform.init(params),
+        update=update,
+    )
+
+
+def check_differentiable_at_zero(rule: InnerRule) -> None:
+    """Raise or warn where the derivative of a rule's update is NaN at a zero gradient.
+
+    Zero entries of an inner gradient are common (a ReLU that is off), and `sqrt` or a norm at zero
+    turns them into NaN meta-gradients: inner Adam with `eps_root=0` does. The rule is tried on a
+    two-parameter problem, so it is the behaviour that is checked and not the name.
+
+    Raises:
+      ValueError: If one zero entry beside a non-zero one gives NaN.
+    """
+    params = {"w": jnp.ones(2, jnp.float32)}
+
+    def first_update(grads):
+        rule_params = rule.init_params(params)
+        state = rule.init(rule_params, params)
+        extra = {"value": jnp.float32(1.0), "grad": {"w": grads}, "value_fn": lambda p: jnp.sum(p["w"])}
+        return rule.update({"w": grads}, state, params, rule_params, jnp.int32(0), **extra)[0]["w"]
+
+    with jax.ensure_compile_time_eval():
+        try:
+            one_zero, all_zero = (
+                bool(jnp.isnan(jax.jacrev(first_update)(jnp.asarray(g, jnp.float32))).any())
+                for g in ([0.0, 1.0], [0.0, 0.0])
+            )
+        except Exception:
+            return  # It is made for one structure of parameters only (a mask, labels): nothing to try it on.
+    if one_zero:
+        raise ValueError(
+            "`inner_optimizer` has a NaN derivative where an entry of the inner gradient is zero, so every "
+            'meta-gradient through it would be NaN. For Adam-like rules pass `eps_root` > 0, as in '
+            'optax.adam(1e-3, eps_root=1e-8), or use derivative="first_order".'
+        )
+    if all_zero:
+        warnings.warn(
+            "`inner_optimizer` has a NaN derivative where the whole inner gradient is zero (the norm in "
+            "optax.clip_by_global_norm, for instance). A task at an exact stationary point would make the "
+            "meta-gradient NaN; jaxmaml.clip_by_global_norm does not.",
+            stacklevel=3,
+        )
+
+
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+    r"""Clip a gradient by its global norm, differentiably everywhere.
+
+    `g -> g * min(1, max_norm / ||g||)`, like `optax.clip_by_global_norm`, whose derivative is NaN at
+    `g = 0`; here it is the identity there.
+
+    Args:
+      max_norm: Largest norm that passes unchanged; > 0.
+    Returns:
+      An `optax.GradientTransformation`.
+    Raises:
+      ValueError: If `max_norm` <= 0.
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxmaml
+      >>> clip = jaxmaml.clip_by_global_norm(1.0)
+      >>> clip.update(jnp.array([3.0, 4.0]), clip.init(jnp.zeros(2)))[0].round(3).tolist()
+      [0.6000000238418579, 0.800000011920929]
+      >>> jax.jacobian(lambda g: clip.update(g, clip.init(g))[0])(jnp.zeros(2)).tolist()
+      [[1.0, 0.0], [0.0, 1.0]]
+    References:
+      Pascanu et al., 2012, https://arxiv.org/abs/1211.5063
+    """
+    if not max_norm > 0:
+        raise ValueError(f"`max_norm` must be > 0, got {max_norm}.")
+
+    def update(updates, state, params=None):
+        del params
+        squares = sum(jnp.sum(jnp.square(u)) for u in jax.tree.leaves(updates))
+        too_long = squares > max_norm**2
+        # The inner `where` keeps sqrt away from 0, where its derivative is infinite.
+        scale = jnp.where(too_long, max_norm / jnp.sqrt(jnp.where(too_long, squares, 1.0)), 1.0)
+        return jax.tree.map(lambda u: u * scale.astype(u.dtype), updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

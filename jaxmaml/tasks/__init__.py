@@ -1,0 +1,6 @@
+"""Task families: `sample(key) -> Task`, on the device; and the data sets behind them."""
+
+from jaxmaml.tasks import omniglot as omniglot
+from jaxmaml.tasks import strokes as strokes
+from jaxmaml.tasks.episodes import image_episodes as image_episodes
+from jaxmaml.tasks.sinusoids import sinusoid as sinusoid

@@ -1,0 +1,170 @@
+"""The training loop: many outer steps in one dispatch, with the sampler inside."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich import progress as rich_progress
+
+from jaxmaml import checks
+from jaxmaml.types import MetaInfo, MetaLearner, MetaState, Task
+
+
+class NonFiniteError(FloatingPointError):
+    """The meta-loss or its gradient was NaN or infinite; training stopped before taking that step.
+
+    Attributes:
+      state: The last finite state.
+      history: Metrics up to and including the step that failed.
+    """
+
+    def __init__(self, message: str, state: MetaState, history: MetaInfo):
+        super().__init__(message)
+        self.state = state
+        self.history = history
+
+
+def fit(
+    learner: MetaLearner,
+    state: MetaState,
+    sample_task: Callable[[chex.PRNGKey], Task],
+    key: chex.PRNGKey,
+    *,
+    num_steps: int,
+    num_tasks: int,
+    steps_per_dispatch: int = 100,
+    progress: bool = True,
+    on_dispatch: Callable[[MetaState, MetaInfo], None] | None = None,
+) -> tuple[MetaState, MetaInfo]:
+    """Take `num_steps` outer steps, each on `num_tasks` fresh tasks.
+
+    Sampling, outer step and metrics run on the device, `steps_per_dispatch` steps in one `lax.scan`. The
+    tasks of outer step `t` are drawn from `fold_in(key, t)`, with `t` counted by `state.step`: training in
+    two halves, or with other dispatches, gives the same bits.
+
+    Args:
+      learner: What `jaxmaml.maml` or another factory returned.
+      state: Where to start: `learner.init(params)`, or a state from an earlier call.
+      sample_task: `key -> Task`. One that holds large arrays should be a pytree, as
+        `jaxmaml.tasks.image_episodes` returns, so that they are passed and not compiled in.
+      key: Draws the tasks.
+      num_steps: Outer steps to take.
+      num_tasks: Tasks in an outer step (the meta-batch).
+      steps_per_dispatch: Steps between two looks from the host; raise it for very cheap steps.
+      progress: Show steps, speed, time left and the last loss on a terminal.
+      on_dispatch: Called as `on_dispatch(state, history)` after each dispatch, with its part of the
+        history: the place to validate or to save.
+
+    Returns:
+      `(state, history)`; `history` is a `MetaInfo` of NumPy arrays averaged over tasks, with a leading
+      axis of `num_steps`.
+
+    Raises:
+      NonFiniteError: If a meta-loss or its gradient is not finite; it holds the last finite state.
+      TypeError: If an argument is of the wrong kind, or `sample_task` does not return a `Task`.
+      ValueError: If a count is < 1.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, jaxmaml
+      >>> model = jaxmaml.nn.MLP()
+      >>> loss_fn = jaxmaml.mean_squared_error(model.apply)
+      >>> learner = jaxmaml.maml(loss_fn, optax.sgd(0.01), optax.adam(1e-3), num_inner_steps=1)
+      >>> state = learner.init(model.init(jax.random.key(0), jnp.ones((1, 1))))
+      >>> state, history = jaxmaml.fit(
+      ...     learner, state, jaxmaml.tasks.sinusoid(), jax.random.key(1),
+      ...     num_steps=200, num_tasks=25, progress=False)
+      >>> int(state.step), history.query_loss.shape
+      (200, (200,))
+
+    References:
+      Finn et al., 2017, algorithm 1, https://arxiv.org/abs/1703.03400
+    """
+    checks.learner(learner)
+    checks.state(state)
+    checks.function("sample_task", sample_task)
+    checks.prng_key(key)
+    checks.positive_int("num_steps", num_steps)
+    checks.positive_int("num_tasks", num_tasks)
+    checks.positive_int("steps_per_dispatch", steps_per_dispatch)
+    if on_dispatch is not None:
+        checks.function("on_dispatch", on_dispatch)
+    if jax.tree_util.all_leaves([sample_task]):  # A plain function: nothing in it to pass to the device.
+        sample_task = jax.tree_util.Partial(sample_task)
+
+    histories = []
+    with _progress_bar(num_steps, enabled=progress) as advance:
+        for start in range(0, num_steps, steps_per_dispatch):
+            count = min(steps_per_dispatch, num_steps - start)
+            state, history = _take_steps(learner, state, sample_task, key, count, num_tasks)
+            history = jax.device_get(history)
+            histories.append(history)
+            _check_finite(state, histories)
+            advance(count, history)
+            if on_dispatch is not None:
+                on_dispatch(state, history)
+    return state, _joined(histories)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4, 5))
+def _take_steps(learner, state, sample_task, key, num_steps, num_tasks):
+    def step(state: MetaState, _):
+        keys = jax.random.split(jax.random.fold_in(key, state.step), num_tasks)
+        tasks = jax.vmap(sample_task)(keys)
+        new_state, info = learner.update(state, tasks)
+        means = jax.tree.map(lambda x: jnp.mean(x, 0), info._replace(grad_norm=info.grad_norm[None]))
+        # A step that is not finite is not taken, so that the state it started from survives.
+        is_finite = jnp.isfinite(means.query_loss) & jnp.isfinite(means.grad_norm)
+        return jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), new_state, state), means
+
+    return jax.lax.scan(step, state, length=num_steps)
+
+
+def _check_finite(state: MetaState, histories: list[MetaInfo]) -> None:
+    last = histories[-1]
+    bad = ~(np.isfinite(last.query_loss) & np.isfinite(last.grad_norm))
+    if not bad.any():
+        return
+    at = int(np.argmax(bad))
+    history = _joined([*histories[:-1], jax.tree.map(lambda x: x[: at + 1], last)])
+    raise NonFiniteError(
+        f"The meta-loss became non-finite at outer step {int(state.step)}: query loss {last.query_loss[at]}, "
+        f"norm of the meta-gradient {last.grad_norm[at]}. The state before it is this error's `state`, and "
+        "`history` ends with it. Usual causes: an inner step size that diverges, an outer one that is too large "
+        "(clip its gradient), or a norm or square root at zero in `loss_fn`.",
+        state,
+        history,
+    )
+
+
+def _joined(histories: list[MetaInfo]) -> MetaInfo:
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *histories)
+
+
+@contextlib.contextmanager
+def _progress_bar(num_steps: int, enabled: bool) -> Iterator[Callable[[int, MetaInfo], None]]:
+    columns = (
+        rich_progress.TextColumn("outer step"),
+        rich_progress.MofNCompleteColumn(),
+        rich_progress.BarColumn(),
+        rich_progress.TextColumn("{task.fields[speed]}"),
+        rich_progress.TimeRemainingColumn(),
+        rich_progress.TextColumn("{task.fields[metrics]}"),
+    )
+    with rich_progress.Progress(*columns, disable=not enabled) as bar:
+        task = bar.add_task("fit", total=num_steps, metrics="compiling", speed="")
+
+        def advance(count: int, history: MetaInfo) -> None:
+            metrics = f"query loss {history.query_loss[-1]:.4f}"
+            if isinstance(history.aux, dict) and "accuracy" in history.aux:
+                metrics += f", accuracy {100 * history.aux['accuracy'].mean():.1f}%"
+            bar.update(task, advance=count, metrics=metrics, speed=_speed(bar.tasks[0]))
+
+        yield advance
+
+
+def _speed(task: rich_progress.Task) -> str:
+    return f"{task.speed:.1f} steps/s" if task.speed else ""

@@ -1,0 +1,160 @@
+"""The containers and protocols that every other module speaks."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import chex
+import optax
+
+#: `loss_fn(params, batch) -> loss` or `(loss, aux)`; `loss` is a floating-point scalar.
+LossFn = Callable[[chex.ArrayTree, Any], Any]
+
+
+class Batch(NamedTuple):
+    """Labelled examples: the batch type that the library's own task families produce.
+
+    The core accepts any pytree as a batch; this one is a convenience.
+
+    Attributes:
+      inputs: Array `[num_examples, ...]`.
+      targets: Array `[num_examples, ...]`; integer class labels or regression targets.
+    """
+
+    inputs: chex.Array
+    targets: chex.Array
+
+
+class Task(NamedTuple):
+    """A task: a support batch to adapt on and a query batch to be judged on.
+
+    With a leading axis on every leaf it is a batch of tasks.
+
+    Attributes:
+      support: Any pytree of arrays; what the inner loop's `loss_fn` sees.
+      query: Any pytree of arrays; what the outer loop's `loss_fn` sees.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxmaml
+      >>> x = jnp.ones((4, 10, 1))                      # 4 tasks, 10 examples each
+      >>> tasks = jaxmaml.Task(support=(x, x), query=(x, x))
+      >>> tasks.support[0].shape
+      (4, 10, 1)
+
+    References:
+      Vinyals et al., 2016, https://arxiv.org/abs/1606.04080 (support and query sets)
+    """
+
+    support: Any
+    query: Any
+
+
+class MetaState(NamedTuple):
+    """Everything that an outer step changes.
+
+    Attributes:
+      step: Number of outer steps taken, int32 scalar.
+      params: The initialisation, a pytree of floating-point arrays.
+      rule_params: What else is meta-learned by the inner rule; `()` for an optax rule.
+      opt_state: State of the outer optimizer.
+    """
+
+    step: chex.Array
+    params: chex.ArrayTree
+    rule_params: chex.ArrayTree
+    opt_state: optax.OptState
+
+
+class MetaInfo(NamedTuple):
+    """What an outer step reports; losses in the units of `loss_fn` (nats for cross-entropy).
+
+    Attributes:
+      query_loss: Query loss of each task after adaptation, `[num_tasks]`. Their mean is the
+        meta-loss that the step descends.
+      support_loss: Support loss before each inner step, `[num_tasks, num_inner_steps]`.
+      grad_norm: Euclidean norm of the meta-gradient, scalar.
+      aux: `loss_fn`'s auxiliary output on the query, leaves `[num_tasks, ...]`; `()` without one.
+    """
+
+    query_loss: chex.Array
+    support_loss: chex.Array
+    grad_norm: chex.Array
+    aux: Any
+
+
+class AdaptTrace(NamedTuple):
+    """What `adapt` records on the way.
+
+    Attributes:
+      support_loss: Support loss before each inner step, `[num_inner_steps]`.
+      aux: `loss_fn`'s auxiliary output at each of these, leaves `[num_inner_steps, ...]`.
+      observed: `observe(fast_params)` after 0, 1, ... inner steps, leaves
+        `[num_inner_steps + 1, ...]`; `()` without `observe`.
+    """
+
+    support_loss: chex.Array
+    aux: Any
+    observed: Any
+
+
+class InnerRule(NamedTuple):
+    """How an inner gradient becomes an update: an optax transformation with meta-learned parameters.
+
+    Attributes:
+      init_params: `params -> rule_params`, the meta-learned parameters' start.
+      init: `(rule_params, params) -> rule_state`, at the beginning of each adaptation.
+      update: `(grads, rule_state, params, rule_params, step, **extra) -> (updates, rule_state)`;
+        `updates` are added to the parameters. `extra` holds optax's conventional `value` (the
+        support loss), `grad` and `value_fn`.
+
+    Example:
+      A learned step size for every parameter (Meta-SGD, Li et al., 2017, https://arxiv.org/abs/1707.09835):
+
+      >>> import jax, jax.numpy as jnp, jaxmaml
+      >>> meta_sgd = jaxmaml.InnerRule(
+      ...     init_params=lambda params: jax.tree.map(lambda p: jnp.full_like(p, 0.01), params),
+      ...     init=lambda rates, params: (),
+      ...     update=lambda grads, state, params, rates, step, **extra: (
+      ...         jax.tree.map(lambda rate, g: -rate * g, rates, grads), state),
+      ... )
+    """
+
+    init_params: Callable[[chex.ArrayTree], chex.ArrayTree]
+    init: Callable[[chex.ArrayTree, chex.ArrayTree], Any]
+    update: Callable[..., tuple[chex.ArrayTree, Any]]
+
+
+class _Init(Protocol):
+    def __call__(self, params: chex.ArrayTree) -> MetaState: ...
+
+
+class _Adapt(Protocol):
+    def __call__(
+        self,
+        state: MetaState,
+        support: Any,
+        *,
+        num_inner_steps: int | None = None,
+        observe: Callable[[chex.ArrayTree], Any] | None = None,
+    ) -> tuple[chex.ArrayTree, AdaptTrace]: ...
+
+
+class _Update(Protocol):
+    def __call__(self, state: MetaState, tasks: Task) -> tuple[MetaState, MetaInfo]: ...
+
+
+class MetaLearner(NamedTuple):
+    """A meta-learning algorithm: three pure functions.
+
+    None of them is jitted: compose them with `jax.jit`, `jax.vmap`, `jax.grad` and `jax.lax.scan`.
+
+    Attributes:
+      init: `params -> MetaState`.
+      adapt: `(state, support, *, num_inner_steps=None, observe=None) -> (fast_params, AdaptTrace)`:
+        learn one task. `num_inner_steps` defaults to training's; `observe(fast_params)` is
+        evaluated after every step, from 0, and recorded.
+      update: `(state, tasks) -> (MetaState, MetaInfo)`: one outer step over a batch of tasks.
+    """
+
+    init: _Init
+    adapt: _Adapt
+    update: _Update
