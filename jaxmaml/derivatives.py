@@ -79,17 +79,18 @@ def inner_gradient(loss_fn: LossFn, derivative: str) -> InnerGradient:
 def _forward_over_reverse(loss_and_aux):
     """`value_and_grad` in the first argument, whose own derivative is forward over reverse."""
 
-    @jax.custom_vjp
-    def gradient(params, arguments):
+    def plain(params, arguments):
         (loss, aux), grads = jax.value_and_grad(loss_and_aux, has_aux=True)(params, arguments)
         return loss, aux, grads
+
+    gradient = jax.custom_vjp(plain)
 
     def forward(params, arguments):
         params = jax.tree.map(lambda p: p.value, params)
         # Only what is being differentiated gets a cotangent: seldom the batch, never its labels.
         moving = [a.value if a.perturbed else None for a in arguments]
         resting = [None if a.perturbed else a.value for a in arguments]
-        return gradient(params, _merge(moving, resting)), (params, moving, resting)
+        return plain(params, _merge(moving, resting)), (params, moving, resting)
 
     def backward(residuals, cotangents):
         params, moving, resting = residuals

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import time
 from collections.abc import Callable, Iterator
 
 import chex
@@ -12,6 +13,8 @@ from rich import progress as rich_progress
 
 from jaxmaml import checks
 from jaxmaml.types import MetaInfo, MetaLearner, MetaState, Task
+
+_SECONDS_BETWEEN_LINES = 30.0
 
 
 class NonFiniteError(FloatingPointError):
@@ -146,6 +149,7 @@ def _joined(histories: list[MetaInfo]) -> MetaInfo:
 
 @contextlib.contextmanager
 def _progress_bar(num_steps: int, enabled: bool) -> Iterator[Callable[[int, MetaInfo], None]]:
+    """A live bar on a terminal; in a log file, a line now and then."""
     columns = (
         rich_progress.TextColumn("outer step"),
         rich_progress.MofNCompleteColumn(),
@@ -155,16 +159,20 @@ def _progress_bar(num_steps: int, enabled: bool) -> Iterator[Callable[[int, Meta
         rich_progress.TextColumn("{task.fields[metrics]}"),
     )
     with rich_progress.Progress(*columns, disable=not enabled) as bar:
-        task = bar.add_task("fit", total=num_steps, metrics="compiling", speed="")
+        task_id = bar.add_task("fit", total=num_steps, metrics="compiling", speed="")
+        began = last_line = time.monotonic()
 
         def advance(count: int, history: MetaInfo) -> None:
+            nonlocal last_line
             metrics = f"query loss {history.query_loss[-1]:.4f}"
             if isinstance(history.aux, dict) and "accuracy" in history.aux:
                 metrics += f", accuracy {100 * history.aux['accuracy'].mean():.1f}%"
-            bar.update(task, advance=count, metrics=metrics, speed=_speed(bar.tasks[0]))
+            task, now = bar.tasks[0], time.monotonic()
+            done = task.completed + count
+            speed = f"{done / (now - began):.1f} steps/s"
+            bar.update(task_id, advance=count, metrics=metrics, speed=speed)
+            if enabled and not bar.console.is_terminal and now - last_line > _SECONDS_BETWEEN_LINES:
+                last_line = now
+                bar.console.print(f"outer step {done:.0f}/{num_steps}, {speed}, {metrics}")
 
         yield advance
-
-
-def _speed(task: rich_progress.Task) -> str:
-    return f"{task.speed:.1f} steps/s" if task.speed else ""

@@ -1,12 +1,17 @@
 """Normalisation and pooling for models that are adapted to one task at a time."""
 
+import functools
+import itertools
+
 import chex
 import jax
 import jax.numpy as jnp
 from flax import linen
 
 
-def batch_norm(x: chex.Array, scale: chex.Array | float, bias: chex.Array, epsilon: float = 1e-3) -> chex.Array:
+def batch_norm(
+    x: chex.Array, scale: chex.Array | None = None, bias: chex.Array | None = None, epsilon: float = 1e-3
+) -> chex.Array:
     r"""Normalise by the statistics of the batch at hand: transductive, without running averages.
 
     `(x - mean) / sqrt(var + epsilon) * scale + bias`, with mean and (biased) variance over all axes but the
@@ -15,21 +20,25 @@ def batch_norm(x: chex.Array, scale: chex.Array | float, bias: chex.Array, epsil
 
     Args:
       x: Array `[..., C]`.
-      scale, bias: Arrays `[C]` or scalars.
+      scale: Array `[C]`; `None` for 1.
+      bias: Array `[C]`; `None` for 0.
       epsilon: Added to the variance; 1e-3 as in the original MAML code.
     Returns:
       Array like `x`.
     Example:
       >>> import jax.numpy as jnp, jaxmaml
-      >>> jaxmaml.nn.batch_norm(jnp.array([[1.0], [3.0]]), 1.0, 0.0, epsilon=0.0).tolist()
+      >>> jaxmaml.nn.batch_norm(jnp.array([[1.0], [3.0]]), epsilon=0.0).tolist()
       [[-1.0], [1.0]]
     References:
       Ioffe and Szegedy, 2015, https://arxiv.org/abs/1502.03167
     """
     axes = tuple(range(x.ndim - 1))
-    centred = x - jnp.mean(x, axes)
-    variance = jnp.mean(jnp.square(centred), axes)
-    return centred * (jax.lax.rsqrt(variance + epsilon) * scale) + bias
+    centred = x - jnp.mean(x, axes, keepdims=True)
+    gain = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axes, keepdims=True) + epsilon)
+    if scale is not None:
+        gain = gain * jnp.expand_dims(scale, axes)
+    normalised = centred * gain
+    return normalised if bias is None else normalised + jnp.expand_dims(bias, axes)
 
 
 class BatchNorm(linen.Module):
@@ -44,7 +53,7 @@ class BatchNorm(linen.Module):
     @linen.compact
     def __call__(self, x: chex.Array) -> chex.Array:
         channels = x.shape[-1:]
-        scale = self.param("scale", linen.initializers.ones, channels, x.dtype) if self.use_scale else 1.0
+        scale = self.param("scale", linen.initializers.ones, channels, x.dtype) if self.use_scale else None
         bias = self.param("bias", linen.initializers.zeros, channels, x.dtype)
         return batch_norm(x, scale, bias, self.epsilon)
 
@@ -52,8 +61,10 @@ class BatchNorm(linen.Module):
 def max_pool(x: chex.Array, window: int = 2) -> chex.Array:
     """Take the maximum over windows of `window` x `window` pixels that do not overlap.
 
-    A reshape and a reduction, where `lax.reduce_window` has slow derivatives; what does not fill a window
-    is dropped (padding `VALID`). Equal maxima share the gradient.
+    What does not fill a window is dropped (padding `VALID`). Of equal maxima the first gets the gradient, as
+    in `lax.reduce_window`, whose derivatives are slow under `vmap`. The maximum is taken by comparisons, not
+    by `jnp.max`: its derivative asks which entries *equal* the maximum, and XLA may have computed the two with
+    different rounding, which silently loses gradients.
 
     Args:
       x: Array `[N, H, W, C]`.
@@ -71,5 +82,6 @@ def max_pool(x: chex.Array, window: int = 2) -> chex.Array:
     rows, columns = height // window, width // window
     if rows == 0 or columns == 0:
         raise ValueError(f"`x` must be at least {window} x {window} pixels, got {height} x {width}.")
-    x = x[:, : rows * window, : columns * window]
-    return x.reshape(batch, rows, window, columns, window, channels).max((2, 4))
+    x = x[:, : rows * window, : columns * window].reshape(batch, rows, window, columns, window, channels)
+    pixels = [x[:, :, row, :, column] for row, column in itertools.product(range(window), repeat=2)]
+    return functools.reduce(lambda best, other: jnp.where(other > best, other, best), pixels)

@@ -1,0 +1,45 @@
+"""Strict JAX settings, and where real data is found."""
+
+import os
+import pathlib
+
+import chex
+import jax
+import pytest
+
+# Silent broadcasting is an error. Strict dtype promotion would be too, but optax's Adam does not pass it.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+REPOSITORY = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _fresh_trace_counts():
+    chex.clear_trace_counter()
+
+
+@pytest.fixture
+def x64():
+    """Run a test in float64."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="session")
+def omniglot_dir() -> pathlib.Path:
+    """Folder with the real Omniglot zips; `JAXMAML_DATA_DIR` names its parent."""
+    root = pathlib.Path(os.environ.get("JAXMAML_DATA_DIR", REPOSITORY.parent / "shared" / "data"))
+    path = root / "omniglot"
+    if not path.is_dir():
+        reason = f"real Omniglot is needed and {path} does not exist; set JAXMAML_DATA_DIR"
+        if os.environ.get("CI"):
+            pytest.fail(f"{reason} (data must be there in CI)")
+        pytest.skip(reason)
+    return path
+
+
+@pytest.fixture(scope="session")
+def omniglot_splits(omniglot_dir, tmp_path_factory):
+    import jaxmaml
+
+    return jaxmaml.tasks.omniglot.load(omniglot_dir, cache_dir=tmp_path_factory.mktemp("cache"))

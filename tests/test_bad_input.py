@@ -1,0 +1,201 @@
+"""Malformed calls: each gets its own clear error, before anything is compiled."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxmaml
+from tests import problems
+
+SGD = optax.sgd(0.1)
+PARAMS = {"theta": jnp.zeros(2)}
+CENTRES = jnp.ones((3, 2))
+TASKS = jaxmaml.Task(CENTRES, CENTRES)
+IMAGES = np.zeros((6, 4, 8, 8, 1), np.uint8)
+KEY = jax.random.key(0)
+
+
+def make(loss_fn=problems.quadratic_loss, inner=SGD, outer=SGD, num_inner_steps=1, **options):
+    return jaxmaml.maml(loss_fn, inner, outer, num_inner_steps=num_inner_steps, **options)
+
+
+def update(tasks=TASKS, state=None, **options):
+    learner = make(**options)
+    return learner.update(learner.init(PARAMS) if state is None else state, tasks)
+
+
+def adapt(support, **options):
+    learner = make()
+    return learner.adapt(learner.init(PARAMS), support, **options)
+
+
+def evaluate(tasks, key=KEY, **options):
+    learner = make()
+    options = {"num_inner_steps": 1} | options
+    return jaxmaml.evaluate(learner, problems.quadratic_loss, learner.init(PARAMS), tasks, key, **options)
+
+
+def one_task(key):
+    return jaxmaml.Task(jnp.ones(2), jnp.ones(2))
+
+
+def fit(sample=one_task, key=KEY, learner=None, **options):
+    learner = learner or make()
+    options = {"num_steps": 1, "num_tasks": 2, "progress": False} | options
+    return jaxmaml.fit(learner, make().init(PARAMS), sample, key, **options)
+
+
+def episodes(images=IMAGES, **options):
+    return jaxmaml.tasks.image_episodes(images, **({"num_ways": 5, "num_shots": 1, "num_queries": 1} | options))
+
+
+REGRESSION = jaxmaml.Batch(jnp.ones((4, 1)), jnp.ones(4))
+MALFORMED = {
+    # maml
+    "loss_fn is no function": (lambda: make(loss_fn=3), TypeError, "`loss_fn` must be callable, got int"),
+    "inner optimizer is a rate": (lambda: make(inner=0.1), TypeError, "`inner_optimizer` must be an optax"),
+    "outer optimizer is a factory": (lambda: make(outer=optax.adam), TypeError, "`outer_optimizer` must be an optax"),
+    "no inner steps": (lambda: make(num_inner_steps=0), ValueError, "`num_inner_steps` must be >= 1, got 0"),
+    "half an inner step": (lambda: make(num_inner_steps=0.5), TypeError, "`num_inner_steps` must be an int, got 0.5"),
+    "True inner steps": (lambda: make(num_inner_steps=True), TypeError, "`num_inner_steps` must be an int, got True"),
+    "unknown derivative": (lambda: make(derivative="second"), ValueError, "one of 'mixed', 'reverse', 'first_order'"),
+    "unhashable derivative": (lambda: make(derivative=["mixed"]), ValueError, "`derivative` must be one of"),
+    "chunk of zero": (lambda: make(chunk_size=0), ValueError, "`chunk_size` must be >= 1, got 0"),
+    "inner Adam without eps_root": (lambda: make(inner=optax.adam(0.1)), ValueError, "eps_root"),
+    "inner Adam in a chain": (
+        lambda: make(inner=optax.chain(optax.clip(1.0), optax.scale_by_adam(), optax.scale(-0.1))),
+        ValueError,
+        "eps_root",
+    ),
+    # init
+    "integer params": (lambda: make().init({"a": {"b": jnp.arange(3)}}), TypeError, r"int32.*params\['a'\]\['b'\]"),
+    "complex params": (lambda: make().init(jnp.ones(2, jnp.complex64)), TypeError, "must be floating point"),
+    "params of text": (lambda: make().init({"name": "net"}), TypeError, "must be floating point"),
+    "empty params": (lambda: make().init({}), ValueError, "`params` has no arrays"),
+    # update
+    "state is params": (lambda: update(state=PARAMS), TypeError, "`state` must be a MetaState .* got dict"),
+    "tasks is a tuple": (lambda: update((CENTRES, CENTRES)), TypeError, r"`tasks` must be a jaxmaml.Task.* got tuple"),
+    "uneven tasks": (
+        lambda: update(jaxmaml.Task(CENTRES, jnp.ones((4, 2)))),
+        ValueError,
+        "same leading axis.*3 at tasks.support.*4 at tasks.query",
+    ),
+    "a task without a task axis": (lambda: update(jaxmaml.Task(jnp.float32(1), CENTRES)), ValueError, "scalar at"),
+    "empty support": (
+        lambda: update(jaxmaml.Task(jnp.ones((3, 0, 2)), CENTRES)),
+        ValueError,
+        r"`tasks.support` is empty: .*\(3, 0, 2\)",
+    ),
+    "no tasks": (lambda: update(jaxmaml.Task(jnp.ones((0, 2)), jnp.ones((0, 2)))), ValueError, "is empty"),
+    "support of None": (lambda: update(jaxmaml.Task(None, CENTRES)), ValueError, "`tasks.support` has no arrays"),
+    "query of text": (lambda: update(jaxmaml.Task(CENTRES, ["x"])), TypeError, "`tasks.query` must be a pytree of arr"),
+    "chunks do not divide": (lambda: update(chunk_size=2), ValueError, "must divide the number of tasks, got 2 for 3"),
+    # the loss
+    "loss per example": (
+        lambda: update(loss_fn=lambda p, c: p["theta"] - c),
+        ValueError,
+        r"scalar loss, got shape \(2,\)",
+    ),
+    "integer loss": (lambda: update(loss_fn=lambda p, c: jnp.int32(1)), TypeError, "floating-point loss, got .*int32"),
+    "loss is None": (lambda: update(loss_fn=lambda p, c: None), TypeError, "got None of type NoneType as the loss"),
+    "loss of three": (lambda: update(loss_fn=lambda p, c: (1.0, 2.0, 3.0)), ValueError, "got a tuple of 3"),
+    # adapt
+    "adapt on nothing": (lambda: adapt(()), ValueError, "`support` has no arrays"),
+    "adapt on no examples": (lambda: adapt(jnp.ones((0, 2))), ValueError, "`support` is empty"),
+    "adapt for no steps": (lambda: adapt(CENTRES[0], num_inner_steps=0), ValueError, "`num_inner_steps` must be >= 1"),
+    "observe is no function": (lambda: adapt(CENTRES[0], observe=1), TypeError, "`observe` must be callable"),
+    # evaluate
+    "evaluate a list": (lambda: evaluate([TASKS]), TypeError, "a jaxmaml.Task or a sampler"),
+    "evaluate without a key": (lambda: evaluate(one_task, None), TypeError, "`key` must be a single PRNG key"),
+    "evaluate on no tasks": (lambda: evaluate(one_task, num_tasks=0), ValueError, "`num_tasks` must be >= 1"),
+    "evaluate for no steps": (lambda: evaluate(TASKS, num_inner_steps=0), ValueError, "`num_inner_steps` must be"),
+    "evaluate in no chunks": (lambda: evaluate(TASKS, chunk_size=0), ValueError, "`chunk_size` must be >= 1"),
+    "evaluate a sampler of arrays": (lambda: evaluate(jax.random.normal), TypeError, r"must be a jaxmaml.Task"),
+    "evaluate a function": (
+        lambda: jaxmaml.evaluate(make, problems.quadratic_loss, make().init(PARAMS), TASKS, num_inner_steps=1),
+        TypeError,
+        "`learner` must be a MetaLearner",
+    ),
+    # fit
+    "fit a sampler of arrays": (lambda: fit(jax.random.normal), TypeError, "must be a jaxmaml.Task"),
+    "fit a batch": (lambda: fit(TASKS), TypeError, "`sample_task` must be callable"),
+    "fit with a seed": (lambda: fit(key=0), TypeError, "`key` must be a single PRNG key .* got 0 of type int"),
+    "fit with many keys": (lambda: fit(key=jax.random.split(KEY)), TypeError, "`key` must be a single PRNG key"),
+    "fit for no steps": (lambda: fit(num_steps=0), ValueError, "`num_steps` must be >= 1"),
+    "fit on no tasks": (lambda: fit(num_tasks=0), ValueError, "`num_tasks` must be >= 1"),
+    "fit in no dispatches": (lambda: fit(steps_per_dispatch=0), ValueError, "`steps_per_dispatch` must be >= 1"),
+    "fit a dict": (lambda: fit(learner={"init": None}), TypeError, "`learner` must be a MetaLearner"),
+    # tasks
+    "no shots": (lambda: jaxmaml.tasks.sinusoid(num_shots=0), ValueError, "`num_shots` must be >= 1"),
+    "float images": (lambda: episodes(IMAGES / 255), TypeError, "`images` must be a uint8 array, got float64"),
+    "images in a list": (lambda: episodes([1, 2]), TypeError, "`images` must be a uint8 array, got list"),
+    "images without channels": (lambda: episodes(IMAGES[..., 0]), ValueError, r"got shape \(6, 4, 8, 8\)"),
+    "too many ways": (lambda: episodes(num_ways=7), ValueError, "`num_ways` must be at most .* 6, got 7"),
+    "too many images": (lambda: episodes(num_queries=4), ValueError, "at most the images of a class, 4, got 1 . 4"),
+    "oblong images": (lambda: episodes(IMAGES[:, :, 1:], rotate=True), ValueError, "square images, got 7 x 8"),
+    "no strokes": (lambda: jaxmaml.tasks.strokes.load(num_classes=(1, 0, 1)), ValueError, "`num_classes` must be"),
+    # losses, rules and models
+    "broadcast targets": (
+        lambda: jaxmaml.mean_squared_error(lambda p, x: x)(None, REGRESSION),
+        ValueError,
+        r"the targets' shape \(4,\), got \(4, 1\)",
+    ),
+    "float labels": (
+        lambda: jaxmaml.cross_entropy(lambda p, x: x)(None, REGRESSION),
+        TypeError,
+        "must be integer labels, got dtype float32",
+    ),
+    "logits of another size": (
+        lambda: jaxmaml.cross_entropy(lambda p, x: x)(None, (jnp.ones((3, 2)), jnp.arange(4))),
+        ValueError,
+        r"labels of shape \(4,\), got \(3, 2\)",
+    ),
+    "clip at zero": (lambda: jaxmaml.clip_by_global_norm(0.0), ValueError, "`max_norm` must be > 0"),
+    "no ways": (lambda: jaxmaml.nn.Conv4.omniglot(0), ValueError, "`num_ways` must be >= 1"),
+    "pool a pixel": (lambda: jaxmaml.nn.max_pool(jnp.ones((1, 1, 1, 1))), ValueError, "at least 2 x 2 pixels"),
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_malformed_call(case):
+    call, error, message = MALFORMED[case]
+    with pytest.raises(error, match=message):
+        call()
+
+
+@pytest.mark.parametrize("case", ["uneven tasks", "empty support", "loss per example", "tasks is a tuple"])
+def test_the_same_errors_under_jit(case):
+    call, error, message = MALFORMED[case]
+    with pytest.raises(error, match=message):
+        jax.jit(call)()
+
+
+def test_adam_is_welcome_where_it_is_harmless():
+    make(inner=optax.adam(0.1), derivative="first_order")
+    make(inner=optax.adam(0.1, eps_root=1e-8))
+    make(outer=optax.adam(0.1))
+
+
+def test_a_norm_at_zero_is_warned_of():
+    with pytest.warns(UserWarning, match=r"jaxmaml\.clip_by_global_norm"):
+        make(inner=optax.chain(optax.clip_by_global_norm(1.0), SGD))
+
+
+@pytest.mark.filterwarnings("error")
+def test_rules_made_for_one_structure_are_not_tried_on_another():
+    learner = make(inner=optax.masked(SGD, {"theta": True}))
+    learner.update(learner.init(PARAMS), TASKS)
+    make(inner=optax.chain(jaxmaml.clip_by_global_norm(1.0), SGD))
+
+
+def test_numpy_and_python_values_are_accepted():
+    learner = make(num_inner_steps=np.int64(2))
+    state = learner.init({"theta": np.zeros(2, np.float32)})
+    centres = np.ones((3, 2), np.float32)
+    state, info = learner.update(state, jaxmaml.Task(centres, centres))
+    assert info.support_loss.shape == (3, 2)
+    assert functools.reduce(lambda a, b: a and b, (isinstance(x, jax.Array) for x in jax.tree.leaves(state)))

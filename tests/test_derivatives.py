@@ -1,0 +1,201 @@
+"""Mixed-mode differentiation: exact inside its domain, and loud or exact outside it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen
+
+import jaxmaml
+from jaxmaml.derivatives import inner_gradient
+from tests import problems
+
+EXACT = ("mixed", "reverse")
+
+
+def assert_modes_agree(objective, argument, rtol=1e-12):
+    """`objective(derivative)(argument)` must have one gradient, whatever the mode."""
+    mixed, reverse = (problems.flat(jax.jit(jax.grad(objective(derivative)))(argument)) for derivative in EXACT)
+    np.testing.assert_allclose(mixed, reverse, rtol=rtol, atol=1e-14)
+    assert np.linalg.norm(mixed) > 1e-6
+
+
+def test_closed_over_tracers_are_differentiated(x64):
+    """A hyperparameter that reaches the inner loss through a closure gets its exact gradient."""
+    tasks = problems.mlp_tasks(3, jnp.float64)
+
+    def objective(derivative):
+        def outer(log_penalty):
+            def loss_fn(params, batch):
+                decay = jnp.exp(log_penalty) * sum(jnp.sum(jnp.square(p)) for p in jax.tree.leaves(params))
+                return problems.mlp_loss(params, batch) + decay
+
+            learner = problems.maml(loss_fn, derivative=derivative)
+            _, info = learner.update(learner.init(problems.mlp_params(jnp.float64)), tasks)
+            return info.query_loss.mean()
+
+        return outer
+
+    assert_modes_agree(objective, jnp.float64(-2.0))
+
+
+def test_the_batch_can_be_differentiated(x64):
+    """Data poisoning, dataset distillation: the meta-loss as a function of the support set."""
+    tasks = problems.mlp_tasks(2, jnp.float64)
+
+    def objective(derivative):
+        learner = problems.maml(problems.mlp_loss, optax.adam(0.02, eps_root=1e-8), derivative=derivative)
+        state = learner.init(problems.mlp_params(jnp.float64))
+        return lambda support: learner.update(state, tasks._replace(support=support))[1].query_loss.mean()
+
+    assert_modes_agree(objective, tasks.support)
+
+
+@pytest.mark.parametrize("part", ["aux", "support_loss"])
+def test_outer_objective_on_the_trace(x64, part):
+    """The auxiliary output and the support loss of the inner steps may enter an outer objective."""
+    support = jax.tree.map(lambda leaf: leaf[0], problems.mlp_tasks(1, jnp.float64).support)
+
+    def loss_fn(params, batch):
+        prediction = problems.mlp(params, batch[0])
+        return jnp.mean(jnp.square(prediction - batch[1])), {"size": jnp.sum(prediction**4), "count": 3}
+
+    def objective(derivative):
+        learner = problems.maml(loss_fn, derivative=derivative)
+
+        def outer(params):
+            _, trace = learner.adapt(learner.init(params), support)
+            return jnp.sum(trace.aux["size"] if part == "aux" else jnp.square(trace.support_loss))
+
+        return outer
+
+    assert_modes_agree(objective, problems.mlp_params(jnp.float64))
+
+
+def test_a_second_differentiation_is_exact(x64):
+    """The Hessian of the meta-loss: grad of grad, and forward over reverse."""
+    tasks = problems.mlp_tasks(2, jnp.float64)
+    params = problems.mlp_params(jnp.float64, widths=(1, 3, 1))
+    hessians = []
+    for derivative in EXACT:
+        learner = problems.maml(problems.mlp_loss, num_inner_steps=2, derivative=derivative)
+
+        def objective(params, learner=learner):
+            return learner.update(learner.init(params), tasks)[1].query_loss.mean()
+
+        for twice in (jax.jacrev(jax.jacrev(objective)), jax.jacfwd(jax.jacrev(objective))):
+            hessians.append(problems.flat(jax.jit(twice)(params)))
+    for hessian in hessians[1:]:
+        np.testing.assert_allclose(hessian, hessians[0], rtol=1e-9, atol=1e-11)
+    assert np.linalg.norm(hessians[0]) > 0.1
+
+
+def test_forward_mode_is_refused_with_words():
+    tasks, params = problems.mlp_tasks(2), problems.mlp_params()
+    learner = problems.maml(problems.mlp_loss)
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jacfwd(lambda p: learner.update(learner.init(p), tasks)[1].query_loss.mean())(params)
+    plain = problems.maml(problems.mlp_loss, derivative="reverse")
+    slopes = jax.jacfwd(lambda p: plain.update(plain.init(p), tasks)[1].query_loss.mean())(params)
+    assert np.isfinite(problems.flat(slopes)).all()
+
+
+@jax.custom_vjp
+def straight_through(x):
+    return jnp.round(4 * x) / 4
+
+
+straight_through.defvjp(lambda x: (straight_through(x), x), lambda x, g: (g * jnp.cosh(x),))
+
+
+@jax.custom_jvp
+def lying_square(x):
+    return x**2
+
+
+lying_square.defjvp(lambda primals, tangents: (primals[0] ** 2, jnp.cos(primals[0]) * tangents[0]))
+
+
+@jax.custom_gradient
+def reversed_gradient(x):
+    return jnp.sin(x), lambda g: -g * x
+
+
+@pytest.mark.parametrize("rule", [straight_through, lying_square, reversed_gradient])
+@pytest.mark.parametrize("nested", [False, True])
+def test_custom_rules_fall_back_to_reverse(x64, rule, nested):
+    """Their "gradients" need not have symmetric derivatives: mixed mode would be silently wrong."""
+    tasks, params = problems.mlp_tasks(2, jnp.float64), problems.mlp_params(jnp.float64)
+
+    def loss_fn(params, batch):
+        hidden = batch[0] @ params[0]["w"] + params[0]["b"][None]
+        call = jax.jit(jax.checkpoint(rule)) if nested else rule
+        hidden = jnp.sin(call(hidden) * params[1]["w"][:1] + params[1]["b"][None])
+        return jnp.mean(jnp.square(hidden @ params[2]["w"] - batch[1]))
+
+    with pytest.warns(UserWarning, match="custom derivative rule"):
+        mixed = problems.meta_gradient(problems.maml(loss_fn), params, tasks)
+    reverse = problems.meta_gradient(problems.maml(loss_fn, derivative="reverse"), params, tasks)
+    np.testing.assert_array_equal(mixed, reverse)
+
+
+@pytest.mark.filterwarnings("error")
+def test_rules_of_jax_and_optax_do_not_fall_back(x64):
+    rng = np.random.default_rng(0)
+
+    def loss_fn(params, batch):
+        x, labels = batch
+        x = jax.nn.relu(x @ params["a"])
+        x = jax.nn.softplus(x) + jax.nn.gelu(x) + jax.nn.silu(x) + jax.nn.softmax(x)
+        x = jax.nn.logsumexp(x[:, :, None] * params["b"][None], axis=1)
+        dropped = linen.Dropout(0.5, deterministic=False).apply({}, x, rngs={"dropout": jax.random.key(0)})
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(dropped, labels))
+
+    params = {"a": jnp.asarray(rng.normal(size=(3, 4))), "b": jnp.asarray(rng.normal(size=(4, 3)))}
+    batch = (jnp.asarray(rng.normal(size=(2, 5, 3))), jnp.zeros((2, 5), int))
+    mixed, reverse = (
+        problems.meta_gradient(problems.maml(loss_fn, derivative=d), params, jaxmaml.Task(batch, batch)) for d in EXACT
+    )
+    np.testing.assert_allclose(mixed, reverse, rtol=1e-12, atol=1e-14)
+
+
+def test_stop_gradient_inside_the_loss(x64):
+    def loss_fn(params, batch):
+        target = jax.lax.stop_gradient(problems.mlp(params, batch[0] + 1.0))
+        return jnp.mean(jnp.square(problems.mlp(params, batch[0]) - target))
+
+    tasks, params = problems.mlp_tasks(2, jnp.float64), problems.mlp_params(jnp.float64)
+    mixed, reverse = (problems.meta_gradient(problems.maml(loss_fn, derivative=d), params, tasks) for d in EXACT)
+    np.testing.assert_allclose(mixed, reverse, rtol=1e-12, atol=1e-14)
+
+
+def compiled_update(num_inner_steps, derivative, num_examples=4096):
+    learner = problems.maml(problems.mlp_loss, num_inner_steps=num_inner_steps, derivative=derivative)
+    x = jax.ShapeDtypeStruct((2, num_examples, 1), jnp.float32)
+    state = jax.eval_shape(learner.init, problems.mlp_params())
+    return jax.jit(learner.update).lower(state, jaxmaml.Task((x, x), (x, x))).compile()
+
+
+def test_memory_is_nearly_flat_in_inner_steps():
+    def temporary(num_inner_steps, derivative):
+        return compiled_update(num_inner_steps, derivative).memory_analysis().temp_size_in_bytes
+
+    assert temporary(50, "mixed") < 1.2 * temporary(5, "mixed")
+    assert temporary(50, "mixed") < 0.1 * temporary(50, "reverse")
+
+
+def test_the_derivative_of_the_batch_is_not_computed_unasked():
+    """A cotangent for the inputs costs a matrix product that nobody uses."""
+
+    def flops(with_batch):
+        def objective(params, batch):
+            _, _, grads = inner_gradient(lambda p, b: (problems.mlp_loss(p, b), ()), "mixed")(params, batch)
+            return optax.tree.norm(grads, squared=True)
+
+        x = jnp.ones((64, 8))
+        batch, params = (x, x[:, :1]), problems.mlp_params(widths=(8, 8, 1))
+        gradient = jax.jit(jax.grad(objective, argnums=(0, 1) if with_batch else 0))
+        return gradient.lower(params, batch).compile().cost_analysis()["flops"]
+
+    assert flops(with_batch=False) < 0.9 * flops(with_batch=True)
