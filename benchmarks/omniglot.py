@@ -99,13 +99,13 @@ def make(key: chex.PRNGKey, outer_steps: int | None, data_dir: pathlib.Path | No
     )
 
 
-def _episodes(classes: jaxmaml.tasks.splits.ImageClasses, num_queries: int):
+def _episodes(classes: jaxmaml.tasks.ImageClasses, num_queries: int):
     return jaxmaml.tasks.image_episodes(
         classes.images, num_ways=NUM_WAYS, num_shots=1, num_queries=num_queries, rotate=True
     )
 
 
-def _all_classes(images: chex.Array, key: chex.PRNGKey) -> jaxmaml.Task:
+def _all_classes(images: jax.Array, key: chex.PRNGKey) -> jaxmaml.Task:
     """A batch of turned training characters with their own labels, as the query of a task that adapts nothing."""
     class_key, image_key, turn_key = jax.random.split(key, 3)
     classes = jax.random.randint(class_key, (JOINT_BATCH,), 0, images.shape[0])

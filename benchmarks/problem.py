@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import optax
 
 import jaxmaml
-
-Sampler = Callable[[chex.PRNGKey], jaxmaml.Task]
+from jaxmaml.sampling import Sampler
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Start:
 
     name: str
     params: Any
-    loss_fn: jaxmaml.types.LossFn
+    loss_fn: jaxmaml.LossFn
     step_size: float | None
     outer_steps: int = 0
     seconds: float = 0.0
@@ -77,7 +76,7 @@ class Problem:
 
 def train(
     name: str,
-    loss_fn: jaxmaml.types.LossFn,
+    loss_fn: jaxmaml.LossFn,
     params: Any,
     sample: Sampler,
     key: chex.PRNGKey,
@@ -119,7 +118,7 @@ def train(
 class FineTuning:
     """Gradient descent from any parameters at any step size, compiled once for all of them."""
 
-    def __init__(self, loss_fn: jaxmaml.types.LossFn, *, num_inner_steps: int, num_tasks: int, chunk_size: int):
+    def __init__(self, loss_fn: jaxmaml.LossFn, *, num_inner_steps: int, num_tasks: int, chunk_size: int):
         rule = jaxmaml.InnerRule(
             init_params=lambda params: jnp.zeros(()),
             init=lambda step_size, params: (),
@@ -129,19 +128,15 @@ class FineTuning:
             ),
         )
         self._learner = jaxmaml.maml(loss_fn, rule, optax.identity(), num_inner_steps=1)
-        self._evaluate = jax.jit(
-            functools.partial(
-                jaxmaml.evaluate,
-                self._learner,
-                loss_fn,
-                num_inner_steps=num_inner_steps,
-                num_tasks=num_tasks,
-                chunk_size=chunk_size,
-            )
+        self._evaluate = functools.partial(
+            jaxmaml.evaluate,
+            self._learner,
+            loss_fn,
+            num_inner_steps=num_inner_steps,
+            num_tasks=num_tasks,
+            chunk_size=chunk_size,
         )
 
     def __call__(self, params: Any, step_size: float, sample: Sampler, key: chex.PRNGKey) -> jaxmaml.Evaluation:
         state = self._learner.init(params)._replace(rule_params=jnp.float32(step_size))
-        if jax.tree_util.all_leaves([sample]):
-            sample = jax.tree_util.Partial(sample)
         return jax.device_get(self._evaluate(state, sample, key))

@@ -40,3 +40,26 @@ def write_json(path: pathlib.Path, result: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(f"wrote {path}")
+
+
+def markdown(result: dict[str, Any], setting: str, steps: tuple[int, ...]) -> str:
+    """A setting of a step-count result as a Markdown table."""
+    percent = result["metric"] == "query accuracy"
+    rows = result["settings"][setting]
+    targets = next(iter(rows.values()))["steps_to"]
+    heads = [f"{100 * float(t):g}%" if percent else t for t in targets]
+    lines = [
+        "| start | step size | " + " | ".join([*(f"k = {k}" for k in steps), *(f"steps to {h}" for h in heads)]) + " |",
+        "| --- |" + " --: |" * (1 + len(steps) + len(heads)),
+    ]
+    for name, row in rows.items():
+        cells = [
+            f"{100 * row['mean'][k]:.1f} ± {100 * row['ci95'][k]:.1f}"
+            if percent
+            else f"{row['mean'][k]:.3f} ± {row['ci95'][k]:.3f}"
+            for k in steps
+        ]
+        last = len(row["mean"]) - 1
+        counts = [f"> {last}" if n is None else str(n) for n in row["steps_to"].values()]
+        lines.append(f"| {name} | {row['step_size']:g} | " + " | ".join([*cells, *counts]) + " |")
+    return "\n".join(lines)

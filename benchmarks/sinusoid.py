@@ -51,7 +51,14 @@ def make(key: chex.PRNGKey, outer_steps: int | None) -> Problem:
             functools.partial(trained, "MAML", blind_loss, blind, STEP_SIZE, "mixed"),
             functools.partial(trained, "MAML, first order", blind_loss, blind, STEP_SIZE, "first_order"),
             functools.partial(
-                trained, "joint training", blind_loss, blind, 0.0, "first_order", True, "regression on all tasks at once"
+                trained,
+                "joint training",
+                blind_loss,
+                blind,
+                0.0,
+                "first_order",
+                True,
+                "regression on all tasks",
             ),
             lambda: Start("random initialisation", blind, blind_loss, None, note="the start of all training"),
             functools.partial(

@@ -22,6 +22,7 @@ import tyro
 import jaxmaml
 from benchmarks import omniglot, reporting, sinusoid
 from benchmarks.problem import FineTuning, Problem, Setting, Start
+from jaxmaml import checks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,10 +87,10 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def make_problem(config: Config, key) -> Problem:
-    jaxmaml.checks.positive_int("num_tasks", config.num_tasks)
-    jaxmaml.checks.positive_int("num_steps", config.num_steps)
+    checks.positive_int("num_tasks", config.num_tasks)
+    checks.positive_int("num_steps", config.num_steps)
     if config.outer_steps is not None:
-        jaxmaml.checks.positive_int("outer_steps", config.outer_steps)
+        checks.positive_int("outer_steps", config.outer_steps)
     if config.task == "sinusoid":
         return sinusoid.make(key, config.outer_steps)
     return omniglot.make(key, config.outer_steps, config.data_dir)
@@ -120,10 +121,10 @@ def measure(
 
 
 def curve(problem: Problem, evaluation: jaxmaml.Evaluation) -> jaxmaml.Curve:
-    return evaluation.query_loss if problem.metric == "loss" else evaluation.accuracy
+    return evaluation.accuracy if problem.metric == "accuracy" and evaluation.accuracy else evaluation.query_loss
 
 
-def _score(problem: Problem, mean: np.ndarray) -> float:
+def _score(problem: Problem, mean: jax.Array) -> float:
     """Lower is better; a start that diverges is worst."""
     value = float(np.mean(mean[1:]))
     if not np.isfinite(value):
@@ -131,7 +132,7 @@ def _score(problem: Problem, mean: np.ndarray) -> float:
     return value if problem.metric == "loss" else -value
 
 
-def steps_to(problem: Problem, mean: np.ndarray, target: float) -> int | None:
+def steps_to(problem: Problem, mean: jax.Array, target: float) -> int | None:
     """The first step at which the mean reaches the target; `None` if it never does."""
     reached = mean <= target if problem.metric == "loss" else mean >= target
     return int(np.argmax(reached)) if reached.any() else None

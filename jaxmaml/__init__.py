@@ -14,7 +14,10 @@ from jaxmaml.training import fit as fit
 from jaxmaml.types import AdaptTrace as AdaptTrace
 from jaxmaml.types import Batch as Batch
 from jaxmaml.types import InnerRule as InnerRule
+from jaxmaml.types import LossFn as LossFn
 from jaxmaml.types import MetaInfo as MetaInfo
 from jaxmaml.types import MetaLearner as MetaLearner
 from jaxmaml.types import MetaState as MetaState
 from jaxmaml.types import Task as Task
+
+__version__ = "0.1.0"

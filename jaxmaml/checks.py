@@ -3,12 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmaml.types import LossFn, MetaLearner, MetaState, Task
+from jaxmaml.types import LossFn, MetaLearner, MetaState, PyTree, Task
 
 
 def positive_int(name: str, value: Any, at_least: int = 1) -> int:
@@ -53,7 +52,7 @@ def state(value: Any) -> None:
         raise TypeError(f"`state` must be a MetaState from learner.init(params), got {_kind(value)}.")
 
 
-def params(value: chex.ArrayTree) -> chex.ArrayTree:
+def params(value: PyTree) -> PyTree:
     """Return `value` as strongly typed JAX arrays, or raise where a leaf cannot be adapted."""
     leaves = jax.tree_util.tree_leaves_with_path(value)
     if not leaves:
@@ -111,7 +110,7 @@ def chunking(chunk_size: int | None, num_tasks: int) -> int:
     return chunk_size
 
 
-def with_checked_output(loss_fn: LossFn) -> Callable[[chex.ArrayTree, Any], tuple[chex.Array, Any]]:
+def with_checked_output(loss_fn: LossFn) -> Callable[[PyTree, Any], tuple[jax.Array, Any]]:
     """Return `loss_fn` as `(params, batch) -> (loss, aux)`, raising where it returns anything else."""
 
     def checked(params, batch):

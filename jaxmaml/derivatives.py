@@ -20,21 +20,20 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import chex
 import jax
+import jax.core
 import jax.numpy as jnp
 import optax
 from jax.extend import core as jex_core
 
-from jaxmaml.types import LossFn
+from jaxmaml.types import LossFn, PyTree
 
 #: `(params, batch) -> (loss, aux, grads)`.
-InnerGradient = Callable[[chex.ArrayTree, Any], tuple[chex.Array, Any, chex.ArrayTree]]
+InnerGradient = Callable[[PyTree, Any], tuple[jax.Array, Any, PyTree]]
 
 # Sources whose custom rules are the true derivatives of what they define.
 _TRUSTED = tuple(
-    str(pathlib.Path(module_file).parent)
-    for module_file in (jax.__file__, optax.losses.__file__, __file__)
+    str(pathlib.Path(module_file).parent) for module_file in (jax.__file__, optax.losses.__file__, __file__)
 )
 
 

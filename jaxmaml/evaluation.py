@@ -1,13 +1,15 @@
 """Evaluation: how a learner does on held-out tasks after every inner step."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Mapping
+from typing import NamedTuple, cast
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from jaxmaml import checks
+from jaxmaml.sampling import Sampler, as_pytree
 from jaxmaml.types import LossFn, MetaLearner, MetaState, Task
 
 
@@ -20,9 +22,9 @@ class Curve(NamedTuple):
       ci95: Half-width of the 95% confidence interval of the mean, `1.96 std / sqrt(num_tasks)`.
     """
 
-    per_task: chex.Array
-    mean: chex.Array
-    ci95: chex.Array
+    per_task: jax.Array
+    mean: jax.Array
+    ci95: jax.Array
 
 
 class Evaluation(NamedTuple):
@@ -43,7 +45,7 @@ def evaluate(
     learner: MetaLearner,
     loss_fn: LossFn,
     state: MetaState,
-    tasks: Task | Callable[[chex.PRNGKey], Task],
+    tasks: Task | Sampler,
     key: chex.PRNGKey | None = None,
     *,
     num_inner_steps: int,
@@ -55,8 +57,8 @@ def evaluate(
     For each step the mean over tasks comes with its 95% confidence interval,
     `1.96 std / sqrt(num_tasks)`, std being that of the sample (divided by N, as the original code does).
 
-    Pure: wrap it in `jax.jit` (with the learner, the loss and the counts bound by `functools.partial`) to
-    compile it once for many states.
+    It is compiled once for a learner, a loss function and the counts; other states, keys and tasks of the
+    same shapes run the same code. It works under `jit` and `vmap` as well.
 
     Args:
       learner: What `jaxmaml.maml` or another factory returned.
@@ -96,19 +98,27 @@ def evaluate(
     checks.state(state)
     checks.positive_int("num_inner_steps", num_inner_steps)
     checks.positive_int("chunk_size", chunk_size)
-    loss_fn = checks.with_checked_output(loss_fn)
-
     if isinstance(tasks, Task):
         checks.tasks(tasks)
-        sources, sample = tasks, lambda task: task
+        sources, sample = tasks, jax.tree_util.Partial(_itself)
     elif callable(tasks):
         checks.prng_key(key)
         checks.positive_int("num_tasks", num_tasks)
-        sources, sample = jax.random.split(key, num_tasks), tasks
+        sources, sample = jax.random.split(cast(jax.Array, key), num_tasks), as_pytree(tasks)
     else:
         raise TypeError(f"`tasks` must be a jaxmaml.Task or a sampler `key -> Task`, got {type(tasks).__name__}.")
+    return _evaluate(learner, loss_fn, num_inner_steps, chunk_size, state, sources, sample)
 
-    def judge(source) -> tuple[chex.Array, Any, chex.Array]:
+
+def _itself(task: Task) -> Task:
+    return task
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _evaluate(learner, loss_fn, num_inner_steps, chunk_size, state, sources, sample) -> Evaluation:
+    loss_fn = checks.with_checked_output(loss_fn)
+
+    def judge(source):
         task = sample(source)
         checks.task("tasks(key)", task)
         _, trace = learner.adapt(
@@ -125,6 +135,6 @@ def evaluate(
     )
 
 
-def _curve(per_task: chex.Array) -> Curve:
+def _curve(per_task: jax.Array) -> Curve:
     mean, std = jnp.mean(per_task, 0), jnp.std(per_task, 0)
     return Curve(per_task, mean, 1.96 * std / jnp.sqrt(per_task.shape[0]))

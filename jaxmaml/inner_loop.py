@@ -3,16 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxmaml.derivatives import inner_gradient
-from jaxmaml.types import AdaptTrace, InnerRule, LossFn
+from jaxmaml.types import AdaptTrace, InnerRule, LossFn, PyTree
 
 #: `(params, rule_params, support, num_inner_steps, observe) -> (fast_params, AdaptTrace)`.
-InnerLoop = Callable[..., tuple[chex.ArrayTree, AdaptTrace]]
+InnerLoop = Callable[..., tuple[PyTree, AdaptTrace]]
 
 
 def make_inner_loop(loss_fn: LossFn, rule: InnerRule, derivative: str) -> InnerLoop:
@@ -24,7 +23,7 @@ def make_inner_loop(loss_fn: LossFn, rule: InnerRule, derivative: str) -> InnerL
     gradient = inner_gradient(loss_fn, derivative)
 
     def inner_loop(params, rule_params, support, num_inner_steps, observe=None):
-        watch: Callable[[chex.ArrayTree], Any] = observe or (lambda fast_params: ())
+        watch: Callable[[PyTree], Any] = observe or (lambda fast_params: ())
 
         def step(carry, index):
             fast_params, rule_state = carry

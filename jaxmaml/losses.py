@@ -3,14 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
-import chex
+import jax
 import jax.numpy as jnp
 import optax
 
 from jaxmaml import checks
-from jaxmaml.types import Batch, LossFn
+from jaxmaml.types import Batch, LossFn, PyTree
 
-Apply = Callable[[chex.ArrayTree, Any], chex.Array]
+#: `(params, inputs) -> predictions`.
+Apply = Callable[..., Any]
 
 
 def mean_squared_error(apply: Apply) -> LossFn:
@@ -30,7 +31,7 @@ def mean_squared_error(apply: Apply) -> LossFn:
     """
     checks.function("apply", apply)
 
-    def loss_fn(params: chex.ArrayTree, batch: Batch) -> chex.Array:
+    def loss_fn(params: PyTree, batch: Batch) -> jax.Array:
         inputs, targets = batch
         predictions = apply(params, inputs)
         if predictions.shape != targets.shape:
@@ -61,7 +62,7 @@ def cross_entropy(apply: Apply) -> LossFn:
     """
     checks.function("apply", apply)
 
-    def loss_fn(params: chex.ArrayTree, batch: Batch) -> tuple[chex.Array, dict[str, chex.Array]]:
+    def loss_fn(params: PyTree, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         inputs, labels = batch
         logits = apply(params, inputs)
         if not jnp.issubdtype(labels.dtype, jnp.integer):

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -10,7 +9,7 @@ import optax
 from jaxmaml import checks
 from jaxmaml.inner_loop import make_inner_loop
 from jaxmaml.task_axis import value_and_mean_grad
-from jaxmaml.types import InnerRule, LossFn, MetaInfo, MetaLearner, MetaState, Task
+from jaxmaml.types import InnerRule, LossFn, MetaInfo, MetaLearner, MetaState, PyTree, Task
 
 
 def make_learner(
@@ -28,7 +27,7 @@ def make_learner(
     outer = optax.with_extra_args_support(outer_optimizer)
     training_steps = num_inner_steps
 
-    def init(params: chex.ArrayTree) -> MetaState:
+    def init(params: PyTree) -> MetaState:
         params = checks.params(params)
         rule_params = rule.init_params(params)
         return MetaState(
@@ -47,7 +46,7 @@ def make_learner(
             checks.function("observe", observe)
         return inner_loop(state.params, state.rule_params, support, steps, observe)
 
-    def task_loss(meta: tuple[chex.ArrayTree, chex.ArrayTree], task: Task):
+    def task_loss(meta: tuple[PyTree, PyTree], task: Task):
         params, rule_params = meta
         fast_params, trace = inner_loop(params, rule_params, task.support, training_steps)
         loss, aux = loss_fn(fast_params, task.query)
@@ -68,7 +67,7 @@ def make_learner(
     return MetaLearner(init, adapt, update)
 
 
-def _pack(params: chex.ArrayTree, rule_params: chex.ArrayTree) -> chex.ArrayTree:
+def _pack(params: PyTree, rule_params: PyTree) -> PyTree:
     """What the outer optimizer sees: `params` alone where the rule learns nothing.
 
     So masks and labels written for the model's own tree fit, and a global norm covers both where both are.
@@ -76,5 +75,5 @@ def _pack(params: chex.ArrayTree, rule_params: chex.ArrayTree) -> chex.ArrayTree
     return (params, rule_params) if jax.tree.leaves(rule_params) else params
 
 
-def _unpack(packed: Any, rule_params: chex.ArrayTree) -> tuple[chex.ArrayTree, chex.ArrayTree]:
+def _unpack(packed: Any, rule_params: PyTree) -> tuple[PyTree, PyTree]:
     return packed if jax.tree.leaves(rule_params) else (packed, rule_params)

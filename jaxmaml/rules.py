@@ -1,12 +1,13 @@
 """Inner rules: how an inner gradient becomes an update of the fast parameters."""
 
 import warnings
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmaml.types import InnerRule
+from jaxmaml.types import InnerRule, PyTree
 
 
 def as_inner_rule(inner_optimizer: optax.GradientTransformation | InnerRule) -> InnerRule:
@@ -15,7 +16,7 @@ def as_inner_rule(inner_optimizer: optax.GradientTransformation | InnerRule) -> 
         return inner_optimizer
     transform = optax.with_extra_args_support(inner_optimizer)
 
-    def update(grads, rule_state, params, rule_params, step, **extra):
+    def update(grads, rule_state, params, rule_params, step, **extra) -> tuple[PyTree, Any]:
         del rule_params, step  # An optax transformation counts its own steps.
         return transform.update(grads, rule_state, params, **extra)
 
@@ -55,7 +56,7 @@ def check_differentiable_at_zero(rule: InnerRule) -> None:
     if one_zero:
         raise ValueError(
             "`inner_optimizer` has a NaN derivative where an entry of the inner gradient is zero, so every "
-            'meta-gradient through it would be NaN. For Adam-like rules pass `eps_root` > 0, as in '
+            "meta-gradient through it would be NaN. For Adam-like rules pass `eps_root` > 0, as in "
             'optax.adam(1e-3, eps_root=1e-8), or use derivative="first_order".'
         )
     if all_zero:

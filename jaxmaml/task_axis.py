@@ -3,15 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 
 from jaxmaml import checks
-from jaxmaml.types import Task
+from jaxmaml.types import PyTree, Task
 
 #: `(params, task) -> (loss, out)`.
-TaskLoss = Callable[[chex.ArrayTree, Task], tuple[chex.Array, Any]]
+TaskLoss = Callable[[PyTree, Task], tuple[jax.Array, Any]]
 
 
 def value_and_mean_grad(task_loss: TaskLoss, chunk_size: int | None):

@@ -12,7 +12,8 @@ import numpy as np
 from rich import progress as rich_progress
 
 from jaxmaml import checks
-from jaxmaml.types import MetaInfo, MetaLearner, MetaState, Task
+from jaxmaml.sampling import Sampler, as_pytree
+from jaxmaml.types import MetaInfo, MetaLearner, MetaState
 
 _SECONDS_BETWEEN_LINES = 30.0
 
@@ -34,7 +35,7 @@ class NonFiniteError(FloatingPointError):
 def fit(
     learner: MetaLearner,
     state: MetaState,
-    sample_task: Callable[[chex.PRNGKey], Task],
+    sample_task: Sampler,
     key: chex.PRNGKey,
     *,
     num_steps: int,
@@ -95,8 +96,7 @@ def fit(
     checks.positive_int("steps_per_dispatch", steps_per_dispatch)
     if on_dispatch is not None:
         checks.function("on_dispatch", on_dispatch)
-    if jax.tree_util.all_leaves([sample_task]):  # A plain function: nothing in it to pass to the device.
-        sample_task = jax.tree_util.Partial(sample_task)
+    sample_task = as_pytree(sample_task)
 
     histories = []
     with _progress_bar(num_steps, enabled=progress) as advance:

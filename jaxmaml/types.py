@@ -3,11 +3,14 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
-import chex
+import jax
 import optax
 
+#: A pytree of arrays.
+PyTree = Any
+
 #: `loss_fn(params, batch) -> loss` or `(loss, aux)`; `loss` is a floating-point scalar.
-LossFn = Callable[[chex.ArrayTree, Any], Any]
+LossFn = Callable[[PyTree, Any], Any]
 
 
 class Batch(NamedTuple):
@@ -20,8 +23,8 @@ class Batch(NamedTuple):
       targets: Array `[num_examples, ...]`; integer class labels or regression targets.
     """
 
-    inputs: chex.Array
-    targets: chex.Array
+    inputs: jax.Array
+    targets: jax.Array
 
 
 class Task(NamedTuple):
@@ -58,9 +61,9 @@ class MetaState(NamedTuple):
       opt_state: State of the outer optimizer.
     """
 
-    step: chex.Array
-    params: chex.ArrayTree
-    rule_params: chex.ArrayTree
+    step: jax.Array
+    params: PyTree
+    rule_params: PyTree
     opt_state: optax.OptState
 
 
@@ -75,9 +78,9 @@ class MetaInfo(NamedTuple):
       aux: `loss_fn`'s auxiliary output on the query, leaves `[num_tasks, ...]`; `()` without one.
     """
 
-    query_loss: chex.Array
-    support_loss: chex.Array
-    grad_norm: chex.Array
+    query_loss: jax.Array
+    support_loss: jax.Array
+    grad_norm: jax.Array
     aux: Any
 
 
@@ -91,7 +94,7 @@ class AdaptTrace(NamedTuple):
         `[num_inner_steps + 1, ...]`; `()` without `observe`.
     """
 
-    support_loss: chex.Array
+    support_loss: jax.Array
     aux: Any
     observed: Any
 
@@ -118,13 +121,13 @@ class InnerRule(NamedTuple):
       ... )
     """
 
-    init_params: Callable[[chex.ArrayTree], chex.ArrayTree]
-    init: Callable[[chex.ArrayTree, chex.ArrayTree], Any]
-    update: Callable[..., tuple[chex.ArrayTree, Any]]
+    init_params: Callable[[PyTree], PyTree]
+    init: Callable[[PyTree, PyTree], Any]
+    update: Callable[..., tuple[PyTree, Any]]
 
 
 class _Init(Protocol):
-    def __call__(self, params: chex.ArrayTree) -> MetaState: ...
+    def __call__(self, params: PyTree) -> MetaState: ...
 
 
 class _Adapt(Protocol):
@@ -134,8 +137,8 @@ class _Adapt(Protocol):
         support: Any,
         *,
         num_inner_steps: int | None = None,
-        observe: Callable[[chex.ArrayTree], Any] | None = None,
-    ) -> tuple[chex.ArrayTree, AdaptTrace]: ...
+        observe: Callable[[PyTree], Any] | None = None,
+    ) -> tuple[PyTree, AdaptTrace]: ...
 
 
 class _Update(Protocol):

@@ -1,5 +1,7 @@
 """Small problems that many tests share."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,8 +29,11 @@ def mlp_loss(params, batch):
 def mlp_params(dtype=jnp.float32, widths=(1, 8, 8, 1)):
     rng = np.random.default_rng(1)
     return [
-        {"w": jnp.asarray(rng.normal(size=(i, o)) / np.sqrt(i), dtype), "b": jnp.asarray(0.1 * rng.normal(size=o), dtype)}
-        for i, o in zip(widths, widths[1:], strict=False)
+        {
+            "w": jnp.asarray(rng.normal(size=(i, o)) / np.sqrt(i), dtype),
+            "b": jnp.asarray(0.1 * rng.normal(size=o), dtype),
+        }
+        for i, o in itertools.pairwise(widths)
     ]
 
 

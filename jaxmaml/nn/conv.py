@@ -5,15 +5,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 
 def conv_general_dilated(
-    lhs: chex.Array,
-    rhs: chex.Array,
+    lhs: jax.Array,
+    rhs: jax.Array,
     window_strides: Sequence[int],
     padding: str | Sequence[tuple[int, int]],
     lhs_dilation: Sequence[int] | None = None,
@@ -23,7 +22,7 @@ def conv_general_dilated(
     batch_group_count: int = 1,
     precision: Any = None,
     preferred_element_type: Any = None,
-) -> chex.Array:
+) -> jax.Array:
     r"""Convolve as `jax.lax.conv_general_dilated` does, by a matrix product.
 
     Fast parameters differ from task to task, and `vmap` over kernels makes `lax`'s convolution a grouped
@@ -58,17 +57,17 @@ def conv_general_dilated(
       >>> jaxmaml.nn.conv_general_dilated(x, kernel, (2, 2), "SAME", dimension_numbers=dims).shape
       (2, 4, 4, 16)
     """
-    call = dict(
-        window_strides=window_strides,
-        padding=padding,
-        lhs_dilation=lhs_dilation,
-        rhs_dilation=rhs_dilation,
-        dimension_numbers=dimension_numbers,
-        feature_group_count=feature_group_count,
-        batch_group_count=batch_group_count,
-        precision=precision,
-        preferred_element_type=preferred_element_type,
-    )
+    call = {
+        "window_strides": window_strides,
+        "padding": padding,
+        "lhs_dilation": lhs_dilation,
+        "rhs_dilation": rhs_dilation,
+        "dimension_numbers": dimension_numbers,
+        "feature_group_count": feature_group_count,
+        "batch_group_count": batch_group_count,
+        "precision": precision,
+        "preferred_element_type": preferred_element_type,
+    }
     # lax checks the arguments and knows the output's shape.
     expected = jax.eval_shape(lambda x, k: lax.conv_general_dilated(x, k, **call), lhs, rhs)
     dims = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
@@ -109,4 +108,3 @@ def conv_general_dilated(
         preferred_element_type=preferred_element_type,
     )
     return product.reshape(expected.shape)
-

@@ -3,15 +3,14 @@
 import functools
 import itertools
 
-import chex
 import jax
 import jax.numpy as jnp
 from flax import linen
 
 
 def batch_norm(
-    x: chex.Array, scale: chex.Array | None = None, bias: chex.Array | None = None, epsilon: float = 1e-3
-) -> chex.Array:
+    x: jax.Array, scale: jax.Array | None = None, bias: jax.Array | None = None, epsilon: float = 1e-3
+) -> jax.Array:
     r"""Normalise by the statistics of the batch at hand: transductive, without running averages.
 
     `(x - mean) / sqrt(var + epsilon) * scale + bias`, with mean and (biased) variance over all axes but the
@@ -51,14 +50,14 @@ class BatchNorm(linen.Module):
     epsilon: float = 1e-3
 
     @linen.compact
-    def __call__(self, x: chex.Array) -> chex.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         channels = x.shape[-1:]
         scale = self.param("scale", linen.initializers.ones, channels, x.dtype) if self.use_scale else None
         bias = self.param("bias", linen.initializers.zeros, channels, x.dtype)
         return batch_norm(x, scale, bias, self.epsilon)
 
 
-def max_pool(x: chex.Array, window: int = 2) -> chex.Array:
+def max_pool(x: jax.Array, window: int = 2) -> jax.Array:
     """Take the maximum over windows of `window` x `window` pixels that do not overlap.
 
     What does not fill a window is dropped (padding `VALID`). Of equal maxima the first gets the gradient, as

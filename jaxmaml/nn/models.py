@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-import chex
+import jax
 import jax.numpy as jnp
 from flax import linen
 
@@ -35,7 +35,7 @@ class MLP(linen.Module):
     features: tuple[int, ...] = (40, 40, 1)
 
     @linen.compact
-    def __call__(self, x: chex.Array) -> chex.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         init = linen.initializers.truncated_normal(0.01)
         for width in self.features[:-1]:
             x = linen.relu(linen.Dense(width, kernel_init=init)(x))
@@ -90,7 +90,7 @@ class Conv4(linen.Module):
         return cls(num_ways, features, pool=True, spatial_mean=False, head_init=linen.initializers.xavier_uniform())
 
     @linen.compact
-    def __call__(self, x: chex.Array) -> chex.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         for _ in range(4):
             x = linen.Conv(
                 self.features,

@@ -12,7 +12,7 @@ from jaxmaml.types import Batch, Task
 
 
 def image_episodes(
-    images: chex.Array,
+    images: jax.Array | np.ndarray,
     *,
     num_ways: int,
     num_shots: int,
@@ -98,7 +98,7 @@ def _draw(images, key, *, num_ways, num_shots, num_queries, rotate):
     return Task(support=batch(inputs[:, :num_shots]), query=batch(inputs[:, num_shots:]))
 
 
-def _distinct(key: chex.PRNGKey, size: int, count: int) -> chex.Array:
+def _distinct(key: chex.PRNGKey, size: int, count: int) -> jax.Array:
     """The first `count` places of a random order of `range(size)`, by that many swaps.
 
     `jax.random.choice(replace=False)` sorts all of `range(size)`: some forty times slower for 5 of 1100.

@@ -83,7 +83,7 @@ def load(
 
 def paper_split() -> dict[str, list[str]]:
     """Names of the characters in each part of the `"paper"` split."""
-    return json.loads(importlib.resources.files(__package__).joinpath("omniglot_paper_split.json").read_text())
+    return json.loads(importlib.resources.files("jaxmaml.tasks").joinpath("omniglot_paper_split.json").read_text())
 
 
 def _default_cache() -> pathlib.Path:

@@ -56,7 +56,7 @@ def load(
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _draw_characters(keys: chex.PRNGKey, images_per_class: int) -> chex.Array:
+def _draw_characters(keys: chex.PRNGKey, images_per_class: int) -> jax.Array:
     def character(key):
         shape_key, count_key, *hand_keys = jax.random.split(key, 2 + images_per_class)
         curves = jax.random.uniform(shape_key, (_MAX_STROKES, 3, 2), minval=-0.4, maxval=0.4)
@@ -66,18 +66,19 @@ def _draw_characters(keys: chex.PRNGKey, images_per_class: int) -> chex.Array:
     return jax.lax.map(character, keys, batch_size=8)
 
 
-def _draw(key: chex.PRNGKey, curves: chex.Array, count: chex.Array) -> chex.Array:
+def _draw(key: chex.PRNGKey, curves: jax.Array, count: jax.Array) -> jax.Array:
     wobble_key, turn_key, scale_key, shift_key = jax.random.split(key, 4)
     curves = curves + 0.035 * jax.random.normal(wobble_key, curves.shape)
     turn = 0.15 * jax.random.normal(turn_key)
     scale = jax.random.uniform(scale_key, (), minval=0.85, maxval=1.1)
     rotation = jnp.array([[jnp.cos(turn), -jnp.sin(turn)], [jnp.sin(turn), jnp.cos(turn)]])
-    curves = scale * curves @ rotation + 0.03 * jax.random.normal(shift_key, (2,))
+    shift = 0.03 * jax.random.normal(shift_key, (1, 1, 2))
+    curves = scale * curves @ rotation + shift
 
     t = jnp.linspace(0.0, 1.0, _POINTS)[:, None]
     weights = jnp.concatenate([(1 - t) ** 2, 2 * t * (1 - t), t**2], axis=1)  # Bezier, [points, 3]
-    points = jnp.einsum("pc,scx->spx", weights, curves)
-    starts, ends = points[:, :-1], points[:, 1:]
+    points = jnp.einsum("pc,scx->spx", weights, curves)[None, None]
+    starts, ends = points[..., :-1, :], points[..., 1:, :]  # [1, 1, strokes, lines, 2]
 
     centres = (jnp.arange(_SIZE) + 0.5) / _SIZE - 0.5
     pixels = jnp.stack(jnp.meshgrid(centres, centres, indexing="ij"), -1)[:, :, None, None]
@@ -85,6 +86,6 @@ def _draw(key: chex.PRNGKey, curves: chex.Array, count: chex.Array) -> chex.Arra
     position = jnp.sum((pixels - starts) * along, -1) / jnp.maximum(jnp.sum(along**2, -1), 1e-9)
     nearest = starts + jnp.clip(position, 0.0, 1.0)[..., None] * along
     distance = jnp.linalg.norm(pixels - nearest, axis=-1).min(-1)  # [height, width, strokes]
-    distance = jnp.where(jnp.arange(_MAX_STROKES) < count, distance, jnp.inf).min(-1)
+    distance = jnp.where((jnp.arange(_MAX_STROKES) < count)[None, None], distance, jnp.inf).min(-1)
     ink = jnp.clip(1.5 - distance * _SIZE, 0.0, 1.0)  # about two pixels wide, with a soft edge
     return jnp.round(255 * ink).astype(jnp.uint8)[..., None]

@@ -9,6 +9,7 @@ SGD, momentum and Adam as a library; its Adam has no `eps_root` and puts `eps` e
 both zero and stored with both.
 """
 
+import itertools
 import pathlib
 
 import higher
@@ -25,7 +26,7 @@ MOMENTUM, B1, B2, EPS, EPS_ROOT = 0.9, 0.9, 0.999, 1e-8, 1e-8
 def make_problem():
     rng = np.random.default_rng(0)
     params = []
-    for width_in, width_out in zip(WIDTHS, WIDTHS[1:], strict=False):
+    for width_in, width_out in itertools.pairwise(WIDTHS):
         params += [rng.normal(size=(width_in, width_out)) / np.sqrt(width_in), 0.1 * rng.normal(size=width_out)]
     x = rng.normal(size=(2, NUM_TASKS, NUM_EXAMPLES, WIDTHS[0]))
     slope = rng.normal(size=(NUM_TASKS, 1, WIDTHS[0]))

@@ -1,0 +1,104 @@
+"""Layers and the paper's models."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen
+from jax import lax
+
+import jaxmaml
+from jaxmaml.nn import MLP, BatchNorm, Conv4, batch_norm, max_pool
+
+
+def test_batch_norm_equals_flax():
+    x = jax.random.normal(jax.random.key(0), (3, 4, 4, 5)) * 3 + 1
+    flax_norm = linen.BatchNorm(use_running_average=False, epsilon=1e-3)
+    variables = flax_norm.init(jax.random.key(1), x)
+    variables["params"]["bias"] = jnp.arange(5.0)
+    expected, _ = flax_norm.apply(variables, x, mutable=["batch_stats"])
+    np.testing.assert_allclose(batch_norm(x, jnp.ones(5), jnp.arange(5.0)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_batch_norm_has_a_shift_and_on_request_a_scale():
+    x = jnp.ones((2, 3))
+    assert set(BatchNorm().init(jax.random.key(0), x)["params"]) == {"bias"}
+    assert set(BatchNorm(use_scale=True).init(jax.random.key(0), x)["params"]) == {"bias", "scale"}
+
+
+def test_batch_norm_of_a_constant_has_finite_derivatives():
+    x = jnp.ones((4, 2))
+    curvature = jax.hessian(lambda x: jnp.sum(batch_norm(x) ** 3))(x)
+    assert np.isfinite(curvature).all()
+
+
+@pytest.mark.parametrize("size", [4, 5, 7])
+def test_max_pool_equals_lax(x64, size):
+    x = jax.random.normal(jax.random.key(0), (2, size, size + 1, 3), jnp.float64)
+
+    def reference(x):
+        return lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+
+    np.testing.assert_array_equal(max_pool(x), reference(x))
+    slopes = (jax.grad(lambda x, f=f: jnp.sum(jnp.sin(f(x))))(x) for f in (max_pool, reference))
+    np.testing.assert_array_equal(*slopes)
+
+
+@pytest.mark.parametrize("activation", [jax.nn.gelu, jax.nn.softplus, jax.nn.elu, jax.nn.relu])
+def test_max_pool_keeps_its_gradient_whatever_xla_fuses(x64, activation):
+    """Compiled, jnp.max in its place loses gradients here: equality with a maximum rounded otherwise."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(4, 8, 8, 1)))
+    params = [jnp.asarray(rng.normal(size=shape)) for shape in ((3, 3, 1, 3), (3, 3, 3, 4))]
+
+    def loss(params):
+        y = x
+        for kernel in params:
+            y = jaxmaml.nn.conv_general_dilated(y, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+            y = max_pool(activation(batch_norm(y)))
+        return jnp.sum(y**3)
+
+    slope = jax.grad(loss)
+    direction = [jnp.cos(p) for p in params]
+    compiled = jax.jit(lambda p: jax.jvp(slope, (p,), (direction,)))(params)
+    step = 1e-5
+    shifted = [[p + sign * step * d for p, d in zip(params, direction, strict=True)] for sign in (1, -1)]
+    up, down = (jax.jit(slope)(p) for p in shifted)
+    for (a, b), along in zip(zip(up, down, strict=True), compiled[1], strict=True):
+        np.testing.assert_allclose(along, (a - b) / (2 * step), rtol=1e-4, atol=1e-4)
+
+
+def test_mlp_starts_near_zero_as_in_the_original_code():
+    params = MLP().init(jax.random.key(0), jnp.ones((1, 1)))["params"]
+    assert [params[f"Dense_{i}"]["kernel"].shape for i in range(3)] == [(1, 40), (40, 40), (40, 1)]
+    kernel = params["Dense_1"]["kernel"]
+    assert float(jnp.abs(kernel).max()) <= 0.02
+    assert 0.007 < float(kernel.std()) < 0.01  # Truncation at two deviations takes 0.01 to 0.0088.
+    assert not any(params[f"Dense_{i}"]["bias"].any() for i in range(3))
+
+
+def test_conv4_omniglot():
+    params = Conv4.omniglot(5).init(jax.random.key(0), jnp.ones((1, 28, 28, 1)))["params"]
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    # 3x3 convolutions 1-64-64-64-64 with biases, a shift for each normalisation, a 64-5 head.
+    assert count == (9 * 64 + 64) + 3 * (9 * 64 * 64 + 64) + 4 * 64 + (64 * 5 + 5)
+    assert 0.8 < float(params["Dense_0"]["kernel"].std()) < 1.2
+    limit = np.sqrt(6 / (9 * 64 + 9 * 64))
+    assert 0.95 * limit < float(jnp.abs(params["Conv_1"]["kernel"]).max()) <= limit
+
+
+def test_conv4_mini_imagenet():
+    model = Conv4.mini_imagenet(5)
+    params = model.init(jax.random.key(0), jnp.ones((1, 84, 84, 3)))["params"]
+    assert params["Dense_0"]["kernel"].shape == (5 * 5 * 32, 5)
+    images = jax.random.uniform(jax.random.key(1), (3, 84, 84, 3))
+    assert model.apply({"params": params}, images).shape == (3, 5)
+
+
+def test_conv4_spatial_sizes_are_the_papers():
+    """28 -> 14 -> 7 -> 4 -> 2 by strides, 84 -> 42 -> 21 -> 10 -> 5 by pooling."""
+    _, seen = Conv4.omniglot(5).init_with_output(
+        jax.random.key(0), jnp.ones((1, 28, 28, 1)), capture_intermediates=True
+    )
+    sizes = [seen["intermediates"][f"Conv_{i}"]["__call__"][0].shape[1] for i in range(4)]
+    assert sizes == [14, 7, 4, 2]

@@ -1,0 +1,70 @@
+"""The README's code runs, its tables are the committed results, and notebooks execute."""
+
+import importlib.metadata
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+import jaxmaml
+from benchmarks import reporting
+from tests.conftest import REPOSITORY
+
+README = (REPOSITORY / "README.md").read_text()
+RESULTS = REPOSITORY / "benchmarks" / "results"
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_code_blocks_run(page):
+    blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / page).read_text(), re.DOTALL)
+    assert blocks
+    namespace = {}
+    for block in blocks:  # Later blocks may build on earlier ones.
+        exec(compile(block, page, "exec"), namespace)
+
+
+@pytest.mark.parametrize(
+    ("result", "setting", "steps"),
+    [("sinusoid", "5-shot", (0, 1, 5, 10)), ("omniglot", "1 query a class", (0, 1, 3, 10))],
+)
+def test_tables_are_the_committed_results(result, setting, steps):
+    stored = json.loads((RESULTS / f"step_counts_{result}.json").read_text())
+    assert reporting.markdown(stored, setting, steps) in README
+    assert (RESULTS / f"step_counts_{result}.png").exists()
+
+
+def test_links_to_files_lead_somewhere():
+    for page in REPOSITORY.glob("*.md"):
+        for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
+            assert (REPOSITORY / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_notebook_executes(path, tmp_path):
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
+    figures = [o for cell in notebook.cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
+    assert len(figures) >= 3
+
+
+def test_the_package_says_what_it_is():
+    metadata = importlib.metadata.metadata("jaxmaml")
+    assert metadata["Requires-Python"] == ">=3.11"
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert {"data", "test", "benchmarks", "notebooks", "peers"} <= set(metadata.get_all("Provides-Extra"))
+    assert f"## {metadata['Version']}" in (REPOSITORY / "CHANGELOG.md").read_text()
+    assert (pathlib.Path(jaxmaml.__file__).parent / "py.typed").exists()
+
+
+def test_importing_needs_neither_pillow_nor_matplotlib():
+    """Readers and figures are extras: the core must not import them."""
+    code = "import sys, jaxmaml; print([m for m in ('PIL', 'pooch', 'matplotlib', 'tyro') if m in sys.modules])"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.strip() == "[]"

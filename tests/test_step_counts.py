@@ -1,0 +1,88 @@
+"""The main job, made small; its counting; and the committed results against the promises made of them."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxmaml
+from benchmarks import omniglot, reporting, step_counts
+from benchmarks.problem import FineTuning
+from tests import problems
+
+RESULTS = pathlib.Path(reporting.__file__).parent / "results"
+
+
+@pytest.mark.parametrize("task", ["sinusoid", "omniglot"])
+def test_a_small_run(task, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(omniglot, "JOINT_BATCH", 8)
+    small = {"num_classes": (8, 6, 6), "images_per_class": 17}
+    monkeypatch.setattr(jaxmaml.tasks.strokes, "load", lambda load=jaxmaml.tasks.strokes.load: load(**small))
+    config = step_counts.Config(task=task, output_dir=tmp_path, outer_steps=3, num_tasks=4, num_steps=2)
+    result = step_counts.main(config)
+    assert json.loads((tmp_path / f"step_counts_{task}.json").read_text()) == json.loads(json.dumps(result))
+    assert (tmp_path / f"step_counts_{task}.png").read_bytes().startswith(b"\x89PNG")
+    assert result["environment"]["jax"] == jax.__version__
+    assert result["command"].startswith("python -m benchmarks.step_counts")
+    assert result["config"]["seed"] == 0
+    names = {"MAML", "MAML, first order", "joint training", "random initialisation"}
+    for rows in result["settings"].values():
+        assert set(rows) == (names | {"oracle"} if task == "sinusoid" else names)
+        for row in rows.values():
+            assert len(row["mean"]) == len(row["ci95"]) == 3
+            assert np.isfinite(row["mean"]).all()
+    printed = capsys.readouterr().out
+    assert "k=2" in printed
+    assert "random initialisation" in printed
+
+
+def test_fine_tuning_is_gradient_descent_at_the_given_step_size():
+    def sample(key):
+        centre = jax.random.normal(key, (2,))
+        return jaxmaml.Task(centre, centre)
+
+    fine_tuning = FineTuning(problems.quadratic_loss, num_inner_steps=3, num_tasks=5, chunk_size=2)
+    for rate in (0.0, 0.25):
+        mean = fine_tuning({"theta": jnp.zeros(2)}, rate, sample, jax.random.key(0)).query_loss.mean
+        np.testing.assert_allclose(mean / mean[0], (1 - rate) ** (2 * np.arange(4)), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("metric", "target", "expected"), [("loss", 0.5, 2), ("accuracy", 0.9, 0), ("loss", 0.1, None)]
+)
+def test_steps_to(metric, target, expected):
+    problem = type("Problem", (), {"metric": metric})
+    assert step_counts.steps_to(problem, jnp.array([0.9, 0.6, 0.5, 0.7]), target) == expected
+
+
+def test_the_search_prefers_what_is_better_and_never_what_diverges():
+    loss, accuracy = (type("Problem", (), {"metric": metric}) for metric in ("loss", "accuracy"))
+    assert step_counts._score(loss, jnp.array([9.0, 1.0])) < step_counts._score(loss, jnp.array([0.0, 2.0]))
+    assert step_counts._score(accuracy, jnp.array([0, 0.9])) < step_counts._score(accuracy, jnp.array([1, 0.2]))
+    assert step_counts._score(loss, jnp.array([1.0, jnp.nan])) == np.inf
+
+
+def test_a_readers_own_paths_stay_out_of_the_command(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["x", "--task", "omniglot", "--data-dir", "/home/me/data", "--seed", "1"])
+    assert reporting.command_line("a.b") == "python -m a.b --task omniglot --data-dir DATA_DIR --seed 1"
+
+
+def test_committed_sinusoid_result_keeps_the_papers_bars():
+    result = json.loads((RESULTS / "step_counts_sinusoid.json").read_text())
+    rows = result["settings"]["5-shot"]
+    assert [rows["MAML"]["mean"][k] <= bar for k, bar in [(1, 0.67), (5, 0.38), (10, 0.35)]] == [True] * 3
+    assert abs(rows["joint training"]["mean"][0] - 3.006) < 2 * rows["joint training"]["ci95"][0]
+    assert set(result["settings"]) == {"5-shot", "10-shot", "20-shot"}
+    assert result["config"]["num_tasks"] >= 600
+
+
+def test_committed_omniglot_result_keeps_its_bars():
+    result = json.loads((RESULTS / "step_counts_omniglot.json").read_text())
+    rows = result["settings"]["1 query a class"]
+    assert max(rows["MAML"]["mean"]) >= 0.975
+    assert result["training"]["MAML"]["seconds"] <= 30 * 60
+    assert result["config"]["num_tasks"] >= 600
+    assert "transductive" in result["protocol"]["normalisation"]
