@@ -58,6 +58,7 @@ def test_the_package_says_what_it_is():
     metadata = importlib.metadata.metadata("jaxmaml")
     assert metadata["Requires-Python"] == ">=3.11"
     assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["Version"] == jaxmaml.__version__
     assert {"data", "test", "benchmarks", "notebooks", "peers"} <= set(metadata.get_all("Provides-Extra"))
     assert f"## {metadata['Version']}" in (REPOSITORY / "CHANGELOG.md").read_text()
     assert (pathlib.Path(jaxmaml.__file__).parent / "py.typed").exists()
