@@ -93,8 +93,8 @@ def make(key: chex.PRNGKey, outer_steps: int | None, data_dir: pathlib.Path | No
             else "jaxmaml.tasks.strokes, 400 / 50 / 150 characters",
             "model": "Conv-4, 64 filters, stride 2; every parameter adapted",
             "normalisation": "batch statistics, transductive: a query set is normalised by itself",
-            "training": f"1 inner step of size {STEP_SIZE} ({FIRST_ORDER_STEP_SIZE} in first order) on mean cross-entropy, "
-            "1 query a class, 32 tasks, Adam 1e-3",
+            "training": f"1 inner step of size {STEP_SIZE} ({FIRST_ORDER_STEP_SIZE} in first order) on mean "
+            "cross-entropy, 1 query a class, 32 tasks, Adam 1e-3",
             "oracle": "none exists",
         },
     )
