@@ -26,15 +26,14 @@ import jax.numpy as jnp
 import optax
 from jax.extend import core as jex_core
 
+from jaxmaml import types
 from jaxmaml.types import LossFn, PyTree
 
 #: `(params, batch) -> (loss, aux, grads)`.
 InnerGradient = Callable[[PyTree, Any], tuple[jax.Array, Any, PyTree]]
 
-# Sources whose custom rules are the true derivatives of what they define.
-_TRUSTED = tuple(
-    str(pathlib.Path(module_file).parent) for module_file in (jax.__file__, optax.losses.__file__, __file__)
-)
+# Folders whose custom rules are the true derivatives of what they define.
+_TRUSTED = tuple(pathlib.Path(str(module.__file__)).parent for module in (jax, optax.losses, types))
 
 
 def inner_gradient(loss_fn: LossFn, derivative: str) -> InnerGradient:
@@ -136,9 +135,13 @@ def _untrusted_rules(jaxpr) -> Iterator[str]:
         if eqn.primitive.name.startswith(("custom_jvp_call", "custom_vjp_call")):
             function = eqn.params["call_jaxpr"]
             info = getattr(function, "jaxpr", function).debug_info
-            place = info.func_filename or ""
-            # custom_gradient and its like wrap a user's rule in a function of JAX's own.
-            if not place.startswith(_TRUSTED) or place.endswith("custom_derivatives.py"):
+            if not _is_trusted(info.func_filename or ""):
                 yield info.func_src_info
         for inner in jex_core.jaxprs_in_params(eqn.params):
             yield from _untrusted_rules(inner)
+
+
+def _is_trusted(filename: str) -> bool:
+    path = pathlib.Path(filename)
+    # custom_gradient and its like wrap a user's rule in a function of JAX's own.
+    return path.name != "custom_derivatives.py" and any(folder in path.parents for folder in _TRUSTED)

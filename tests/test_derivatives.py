@@ -1,5 +1,7 @@
 """Mixed-mode differentiation: exact inside its domain, and loud or exact outside it."""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from flax import linen
 
 import jaxmaml
-from jaxmaml.derivatives import inner_gradient
+from jaxmaml.derivatives import _is_trusted, inner_gradient
 from tests import problems
 
 EXACT = ("mixed", "reverse")
@@ -158,6 +160,13 @@ def test_rules_of_jax_and_optax_do_not_fall_back(x64):
         problems.meta_gradient(problems.maml(loss_fn, derivative=d), params, jaxmaml.Task(batch, batch)) for d in EXACT
     )
     np.testing.assert_allclose(mixed, reverse, rtol=1e-12, atol=1e-14)
+
+
+def test_neighbours_with_a_similar_name_are_not_trusted():
+    site_packages = pathlib.Path(jax.__file__).parent.parent
+    assert _is_trusted(str(site_packages / "jax" / "_src" / "nn" / "functions.py"))
+    assert not _is_trusted(str(site_packages / "jaxopt" / "loss.py"))
+    assert not _is_trusted("")
 
 
 def test_stop_gradient_inside_the_loss(x64):
