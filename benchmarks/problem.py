@@ -87,21 +87,28 @@ def train(
     num_tasks: int,
     steps_per_dispatch: int,
     chunk_size: int | None = None,
-    outer_optimizer: optax.GradientTransformation | None = None,
+    validate: Callable[[Any], float] | None = None,
 ) -> tuple[Any, float]:
     """Meta-train with one inner step of gradient descent; return the initialisation and the seconds.
 
-    With `step_size=0` this is joint training: nothing adapts, so the query loss of all tasks is descended.
+    With `step_size=0` this is joint training: nothing adapts, so the query loss of all tasks is descended. With
+    `validate`, the parameters after each dispatch are scored, and the best (lowest) are kept.
     """
     print(f"training: {name}", flush=True)
     learner = jaxmaml.maml(
         loss_fn,
         optax.sgd(step_size),
-        outer_optimizer or optax.adam(1e-3),
+        optax.adam(1e-3),
         num_inner_steps=1,
         derivative=derivative,
         chunk_size=chunk_size,
     )
+    scored = []
+
+    def score(state: jaxmaml.MetaState, history: jaxmaml.MetaInfo) -> None:
+        if validate is not None:
+            scored.append((validate(state.params), state.params))
+
     began = time.perf_counter()
     state, _ = jaxmaml.fit(
         learner,
@@ -111,8 +118,10 @@ def train(
         num_steps=outer_steps,
         num_tasks=num_tasks,
         steps_per_dispatch=steps_per_dispatch,
+        on_dispatch=score,
     )
-    return jax.block_until_ready(state.params), time.perf_counter() - began
+    params = min(scored, key=lambda entry: entry[0])[1] if scored else state.params
+    return jax.block_until_ready(params), time.perf_counter() - began
 
 
 class FineTuning:

@@ -154,7 +154,7 @@ def make_table(problem: Problem, setting: str, rows: dict[str, Any], config: Con
         cells = [
             f"{100 * row['mean'][k]:.1f}±{100 * row['ci95'][k]:.1f}"
             if percent
-            else f"{row['mean'][k]:.3g}±{row['ci95'][k]:.2g}"
+            else f"{row['mean'][k]:.2f}±{row['ci95'][k]:.2f}"
             for k in shown
         ]
         counts = [f">{config.num_steps}" if n is None else str(n) for n in row["steps_to"].values()]
@@ -168,7 +168,9 @@ def draw(problem: Problem, settings: dict[str, Any], path: pathlib.Path) -> None
     from matplotlib import pyplot as plt
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    figure, panels = plt.subplots(1, len(settings), figsize=(4.6 * len(settings), 4.2), sharey=True, squeeze=False)
+    figure, panels = plt.subplots(
+        1, len(settings), figsize=(4.4 * len(settings), 5.0), sharey=True, squeeze=False, layout="constrained"
+    )
     for panel, (setting, rows) in zip(panels[0], settings.items(), strict=True):
         for name, row in rows.items():
             mean, ci95 = np.array(row["mean"]), np.array(row["ci95"])
@@ -179,7 +181,14 @@ def draw(problem: Problem, settings: dict[str, Any], path: pathlib.Path) -> None
             panel.axhline(target, color="0.75", linewidth=0.8, linestyle="--", zorder=0)
         panel.set(title=setting, xlabel="gradient steps on the new task")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        panel.legend(fontsize=8, title="start (step size)", title_fontsize=8)
+        panel.legend(
+            title="start (step size)",
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.16),
+            ncols=2,
+            frameon=False,
+            fontsize=9,
+        )
     if problem.metric == "accuracy":
         panels[0][0].set_ylim(0, 1.02)
         panels[0][0].yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -187,7 +196,6 @@ def draw(problem: Problem, settings: dict[str, Any], path: pathlib.Path) -> None
         panels[0][0].set_ylim(0, 5)
     panels[0][0].set_ylabel(problem.metric_name)
     figure.suptitle(problem.title)
-    figure.tight_layout()
     figure.savefig(path, dpi=120)
     print(f"wrote {path}")
 
