@@ -4,10 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmaml.types import LossFn, MetaLearner, MetaState, PyTree, Task
+from jaxmaml.types import InnerRule, LossFn, MetaLearner, MetaState, PyTree, Task
 
 
 def positive_int(name: str, value: Any, at_least: int = 1) -> int:
@@ -29,10 +30,17 @@ def function(name: str, value: Any) -> None:
 
 
 def optimizer(name: str, value: Any) -> None:
-    if not all(callable(getattr(value, part, None)) for part in ("init", "update")):
+    if isinstance(value, InnerRule) or not all(callable(getattr(value, part, None)) for part in ("init", "update")):
         raise TypeError(
             f"`{name}` must be an optax transformation such as optax.sgd(0.01), got {type(value).__name__}."
         )
+
+
+def inner_optimizer(value: Any) -> None:
+    if not isinstance(value, InnerRule):
+        return optimizer("inner_optimizer", value)
+    for part, member in zip(value._fields, value, strict=True):
+        function(f"inner_optimizer.{part}", member)
 
 
 def learner(value: Any) -> None:
@@ -43,7 +51,7 @@ def learner(value: Any) -> None:
 def prng_key(value: Any) -> None:
     is_typed = isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
     is_raw = isinstance(value, (jax.Array, np.ndarray)) and value.dtype == jnp.uint32
-    if not (is_typed and value.ndim == 0) and not (is_raw and value.ndim == 1):
+    if not (is_typed and value.shape == ()) and not (is_raw and value.shape in ((2,), (4,))):
         raise TypeError(f"`key` must be a single PRNG key such as jax.random.key(0), got {_describe(value)}.")
 
 
@@ -54,14 +62,18 @@ def state(value: Any) -> None:
 
 def params(value: PyTree) -> PyTree:
     """Return `value` as strongly typed JAX arrays, or raise where a leaf cannot be adapted."""
-    leaves = jax.tree_util.tree_leaves_with_path(value)
-    if not leaves:
+    if not jax.tree.leaves(value):
         raise ValueError(f"`params` has no arrays to adapt, got {value!r}.")
-    for path, leaf in leaves:
+    return floating("params", value)
+
+
+def floating(name: str, value: PyTree) -> PyTree:
+    """Return `value` as strongly typed floating-point JAX arrays, or raise where a leaf is something else."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(value):
         dtype = getattr(leaf, "dtype", None) or np.result_type(type(leaf))
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
-                f"Every leaf of `params` must be floating point, got {_describe(leaf)} at params{_path(path)}. "
+                f"Every leaf of `{name}` must be floating point, got {_describe(leaf)} at {name}{_path(path)}. "
                 "Keep constants in `loss_fn` or in the batch."
             )
     # A weakly typed leaf would become strong in the first update and trace it twice.
@@ -125,9 +137,34 @@ def with_checked_output(loss_fn: LossFn) -> Callable[[PyTree, Any], tuple[jax.Ar
             raise ValueError(f"`loss_fn` must return a scalar loss, got shape {loss.shape}; reduce it, as by jnp.mean.")
         if not jnp.issubdtype(loss.dtype, jnp.floating):
             raise TypeError(f"`loss_fn` must return a floating-point loss, got dtype {loss.dtype}.")
-        return loss, aux
+        return loss, arrays("the auxiliary output of `loss_fn`", aux)
 
     return checked
+
+
+def arrays(name: str, value: Any) -> Any:
+    """Return `value` with Python numbers as arrays, or raise where a leaf is neither."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(value):
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, (bool, int, float, complex)):
+            raise TypeError(
+                f"Every leaf of {name} must be an array or a number, got {_describe(leaf)} at {_path(path)}."
+            )
+    return jax.tree.map(lambda leaf: leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf), value)
+
+
+def not_traced(name: str, value: Any) -> None:
+    """`value` must be concrete: what uses it is a loop on the host."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
+        raise TypeError(f"`{name}` is traced, and jaxmaml.fit loops on the host; under jit, scan over learner.update.")
+
+
+def same_structure(name: str, value: Any, expected: Any) -> None:
+    """`value` must have the structure that the learner itself would have made."""
+    if jax.tree.structure(value) != jax.tree.structure(expected):
+        raise ValueError(
+            f"`{name}` does not fit this learner, was it made by another one? Expected the structure "
+            f"{jax.tree.structure(expected)}, got {jax.tree.structure(value)}."
+        )
 
 
 def _kind(value: Any) -> str:

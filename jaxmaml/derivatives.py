@@ -11,11 +11,15 @@ closed-over values). Three ways:
 * `"first_order"`: take the products to be zero (Finn et al., 2017, section 5.2).
 
 Symmetry holds for true gradients only. A `custom_jvp` or `custom_vjp` rule in the model may define
-something else (a straight-through estimator), so `"mixed"` trusts the rules of JAX itself and of known
-losses, and falls back to `"reverse"`, with a warning, at any other.
+something else (a straight-through estimator), so `"mixed"` trusts the `custom_jvp` rules of JAX itself and
+of optax's losses, and falls back to `"reverse"`, with a warning, at any other.
+
+A second differentiation (of `update` by a hyperparameter, say) is exact too: the forward pass is plain JAX, and
+so is then differentiated in reverse, with reverse mode's memory.
 """
 
 import pathlib
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -26,14 +30,16 @@ import jax.numpy as jnp
 import optax
 from jax.extend import core as jex_core
 
-from jaxmaml import types
 from jaxmaml.types import LossFn, PyTree
 
 #: `(params, batch) -> (loss, aux, grads)`.
 InnerGradient = Callable[[PyTree, Any], tuple[jax.Array, Any, PyTree]]
 
-# Folders whose custom rules are the true derivatives of what they define.
-_TRUSTED = tuple(pathlib.Path(str(module.__file__)).parent for module in (jax, optax.losses, types))
+# Packages whose custom rules are the true derivatives of their functions, and where they are installed.
+_TRUSTED = tuple(
+    (pathlib.Path(str(module.__file__)).parents[1], prefix)
+    for module, prefix in ((jax, "jax."), (optax, "optax.losses."))
+)
 
 
 def inner_gradient(loss_fn: LossFn, derivative: str) -> InnerGradient:
@@ -132,16 +138,37 @@ def _instantiate(x):
 def _untrusted_rules(jaxpr) -> Iterator[str]:
     """Names and places of the custom derivative rules in `jaxpr` that are not known to be true ones."""
     for eqn in jaxpr.eqns:
-        if eqn.primitive.name.startswith(("custom_jvp_call", "custom_vjp_call")):
-            function = eqn.params["call_jaxpr"]
-            info = getattr(function, "jaxpr", function).debug_info
-            if not _is_trusted(info.func_filename or ""):
-                yield info.func_src_info
+        if eqn.primitive.name.startswith(("custom_jvp_call", "custom_vjp_call")) and not _is_trusted(eqn):
+            yield _debug_info(eqn).func_src_info
         for inner in jex_core.jaxprs_in_params(eqn.params):
             yield from _untrusted_rules(inner)
 
 
-def _is_trusted(filename: str) -> bool:
-    path = pathlib.Path(filename)
-    # custom_gradient and its like wrap a user's rule in a function of JAX's own.
-    return path.name != "custom_derivatives.py" and any(folder in path.parents for folder in _TRUSTED)
+def _debug_info(eqn):
+    function = eqn.params["call_jaxpr"]
+    return getattr(function, "jaxpr", function).debug_info
+
+
+def _is_trusted(eqn) -> bool:
+    """Whether a rule is one that a trusted package defines for a function of its own.
+
+    Both halves matter: `jax.custom_jvp(jnp.floor)` puts a user's rule on a function of JAX. A `custom_vjp` is never
+    trusted: it need not have a forward mode.
+    """
+    rule = getattr(eqn.params.get("jvp_jaxpr_fun"), "debug_info", None)
+    if eqn.primitive.name != "custom_jvp_call" or rule is None or _trusted_module(rule.func_filename) is None:
+        return False
+    function = _debug_info(eqn)
+    module = _trusted_module(function.func_filename)
+    return isinstance(getattr(module, function.func_src_info.split(" at ")[0], None), jax.custom_jvp)
+
+
+def _trusted_module(filename: str | None):
+    """The loaded module at `filename`, if it is in a package whose rules are true derivatives."""
+    for root, package in _TRUSTED:
+        path = pathlib.Path(filename or "")
+        if root in path.parents:
+            name = ".".join(path.relative_to(root).with_suffix("").parts)
+            if name.startswith(package):
+                return sys.modules.get(name)
+    return None

@@ -1,7 +1,7 @@
 """Evaluation: how a learner does on held-out tasks after every inner step."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import NamedTuple, cast
 
 import chex
@@ -49,7 +49,7 @@ def evaluate(
     key: chex.PRNGKey | None = None,
     *,
     num_inner_steps: int,
-    num_tasks: int = 600,
+    num_tasks: int | None = None,
     chunk_size: int = 20,
 ) -> Evaluation:
     r"""Adapt to held-out tasks and judge each on its query set after every inner step, from 0.
@@ -68,7 +68,7 @@ def evaluate(
       tasks: A sampler, `key -> Task`, or a batch of tasks with a leading axis on every leaf.
       key: Draws the tasks; the same key draws the same tasks. Not for a batch.
       num_inner_steps: Steps of adaptation, whatever training used.
-      num_tasks: How many tasks to draw; 600 as in the papers. Not for a batch.
+      num_tasks: How many tasks to draw; 600 by default, as in the papers. Not for a batch.
       chunk_size: How many tasks are held in memory at once; changes nothing else.
 
     Returns:
@@ -76,7 +76,8 @@ def evaluate(
 
     Raises:
       TypeError: If `tasks` is neither a `Task` nor a sampler, or `key` is missing for a sampler.
-      ValueError: If a count is < 1, or a batch is empty or uneven.
+      ValueError: If a count is < 1, if a batch is empty or uneven or comes with `key` or `num_tasks`, or if the
+        accuracy is not a scalar.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, jaxmaml
@@ -100,13 +101,17 @@ def evaluate(
     checks.positive_int("chunk_size", chunk_size)
     if isinstance(tasks, Task):
         checks.tasks(tasks)
+        if key is not None or num_tasks is not None:
+            raise ValueError("`key` and `num_tasks` are for a sampler; `tasks` is a batch of tasks already.")
         sources, sample = tasks, jax.tree_util.Partial(_itself)
     elif callable(tasks):
         checks.prng_key(key)
-        checks.positive_int("num_tasks", num_tasks)
-        sources, sample = jax.random.split(cast(jax.Array, key), num_tasks), as_pytree(tasks)
+        count = checks.positive_int("num_tasks", 600 if num_tasks is None else num_tasks)
+        sources, sample = jax.random.split(cast(jax.Array, key), count), as_pytree(tasks)
     else:
         raise TypeError(f"`tasks` must be a jaxmaml.Task or a sampler `key -> Task`, got {type(tasks).__name__}.")
+    if not isinstance(loss_fn, Hashable):
+        loss_fn = functools.partial(loss_fn)  # Hashable by identity: it works, and is compiled at every call.
     return _evaluate(learner, loss_fn, num_inner_steps, chunk_size, state, sources, sample)
 
 
@@ -125,7 +130,10 @@ def _evaluate(learner, loss_fn, num_inner_steps, chunk_size, state, sources, sam
             state, task.support, num_inner_steps=num_inner_steps, observe=lambda fast: loss_fn(fast, task.query)
         )
         loss, aux = trace.observed
-        return loss, aux["accuracy"] if isinstance(aux, Mapping) and "accuracy" in aux else None, trace.support_loss
+        accuracy = aux["accuracy"] if isinstance(aux, Mapping) and "accuracy" in aux else None
+        if accuracy is not None and accuracy.shape != loss.shape:
+            raise ValueError(f"`loss_fn` must return a scalar accuracy, got shape {accuracy.shape[1:]}.")
+        return loss, accuracy, trace.support_loss
 
     query_loss, accuracy, support_loss = jax.lax.map(judge, sources, batch_size=chunk_size)
     return Evaluation(

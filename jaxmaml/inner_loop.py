@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxmaml import checks
 from jaxmaml.derivatives import inner_gradient
 from jaxmaml.types import AdaptTrace, InnerRule, LossFn, PyTree
 
@@ -23,7 +24,8 @@ def make_inner_loop(loss_fn: LossFn, rule: InnerRule, derivative: str) -> InnerL
     gradient = inner_gradient(loss_fn, derivative)
 
     def inner_loop(params, rule_params, support, num_inner_steps, observe=None):
-        watch: Callable[[PyTree], Any] = observe or (lambda fast_params: ())
+        def watch(fast_params: PyTree) -> Any:
+            return checks.arrays("`observe(fast_params)`", observe(fast_params) if observe else ())
 
         def step(carry, index):
             fast_params, rule_state = carry

@@ -32,8 +32,8 @@ def mean_squared_error(apply: Apply) -> LossFn:
     checks.function("apply", apply)
 
     def loss_fn(params: PyTree, batch: Batch) -> jax.Array:
-        inputs, targets = batch
-        predictions = apply(params, inputs)
+        inputs, targets = _inputs_and_targets(batch)
+        predictions = _array("apply(params, inputs)", apply(params, inputs))
         if predictions.shape != targets.shape:
             raise ValueError(
                 f"`apply` must return predictions of the targets' shape {targets.shape}, got {predictions.shape}."
@@ -50,7 +50,8 @@ def cross_entropy(apply: Apply) -> LossFn:
       apply: `(params, inputs) -> logits [num_examples, num_ways]`.
     Returns:
       `(params, batch) -> (loss, {"accuracy": accuracy})` for a `Batch` whose targets are integer
-      labels `[num_examples]` in `[0, num_ways)`; accuracy is a fraction of 1.
+      labels `[num_examples]` in `[0, num_ways)`; accuracy is a fraction of 1. A label out of range makes the
+      loss NaN.
     Raises:
       ValueError: In use, if logits and labels do not fit; TypeError: if labels are not integers.
     Example:
@@ -63,8 +64,8 @@ def cross_entropy(apply: Apply) -> LossFn:
     checks.function("apply", apply)
 
     def loss_fn(params: PyTree, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
-        inputs, labels = batch
-        logits = apply(params, inputs)
+        inputs, labels = _inputs_and_targets(batch)
+        logits = _array("apply(params, inputs)", apply(params, inputs))
         if not jnp.issubdtype(labels.dtype, jnp.integer):
             raise TypeError(f"`targets` must be integer labels, got dtype {labels.dtype}.")
         if logits.ndim != labels.ndim + 1 or logits.shape[:-1] != labels.shape:
@@ -72,7 +73,24 @@ def cross_entropy(apply: Apply) -> LossFn:
                 f"`apply` must return logits [num_examples, num_ways] for labels of shape {labels.shape}, "
                 f"got {logits.shape}."
             )
-        loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
-        return loss, {"accuracy": jnp.mean(jnp.argmax(logits, -1) == labels, dtype=loss.dtype)}
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        # Out of range, -1 would count from the end.
+        losses = jnp.where((labels >= 0) & (labels < logits.shape[-1]), losses, jnp.nan)
+        # argmax takes a NaN for the largest: a dead model would be right now and then.
+        is_right = (jnp.argmax(logits, -1) == labels) & ~jnp.isnan(losses)
+        loss = jnp.mean(losses)
+        return loss, {"accuracy": jnp.mean(is_right, dtype=loss.dtype)}
 
     return loss_fn
+
+
+def _inputs_and_targets(batch: Any) -> tuple[Any, jax.Array]:
+    if not isinstance(batch, tuple) or len(batch) != 2:
+        raise TypeError(f"`batch` must be (inputs, targets), such as a jaxmaml.Batch, got {type(batch).__name__}.")
+    return batch[0], _array("targets", batch[1])
+
+
+def _array(name: str, value: Any) -> jax.Array:
+    if not hasattr(value, "dtype"):
+        raise TypeError(f"`{name}` must be an array, got {type(value).__name__}.")
+    return value

@@ -29,7 +29,7 @@ def make_learner(
 
     def init(params: PyTree) -> MetaState:
         params = checks.params(params)
-        rule_params = rule.init_params(params)
+        rule_params = checks.floating("rule_params", rule.init_params(params))
         return MetaState(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -57,6 +57,9 @@ def make_learner(
     def update(state: MetaState, tasks: Task) -> tuple[MetaState, MetaInfo]:
         checks.state(state)
         checks.tasks(tasks)
+        fresh = jax.eval_shape(lambda params: init(params), state.params)
+        checks.same_structure("state.rule_params", state.rule_params, fresh.rule_params)
+        checks.same_structure("state.opt_state", state.opt_state, fresh.opt_state)
         (query_loss, support_loss, aux), grads = mean_gradient((state.params, state.rule_params), tasks)
         packed, grads = _pack(state.params, state.rule_params), _pack(*grads)
         updates, opt_state = outer.update(grads, state.opt_state, packed, value=jnp.mean(query_loss))

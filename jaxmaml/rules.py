@@ -1,5 +1,6 @@
 """Inner rules: how an inner gradient becomes an update of the fast parameters."""
 
+import numbers
 import warnings
 from typing import Any
 
@@ -55,7 +56,7 @@ def check_differentiable_at_zero(rule: InnerRule) -> None:
             return  # It is made for one structure of parameters only (a mask, labels): nothing to try it on.
     if one_zero:
         raise ValueError(
-            "`inner_optimizer` has a NaN derivative where an entry of the inner gradient is zero, so every "
+            "`inner_optimizer` has a NaN derivative where an entry of the inner gradient is zero, so almost every "
             "meta-gradient through it would be NaN. For Adam-like rules pass `eps_root` > 0, as in "
             'optax.adam(1e-3, eps_root=1e-8), or use derivative="first_order".'
         )
@@ -90,6 +91,8 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     References:
       Pascanu et al., 2012, https://arxiv.org/abs/1211.5063
     """
+    if not isinstance(max_norm, numbers.Real):
+        raise TypeError(f"`max_norm` must be a number, got {max_norm!r}.")
     if not max_norm > 0:
         raise ValueError(f"`max_norm` must be > 0, got {max_norm}.")
 

@@ -14,7 +14,8 @@ Sampler = Callable[[chex.PRNGKey], Task]
 def as_pytree(sample_task: Sampler) -> Sampler:
     """Make a sampler something that `jit` takes as an argument.
 
-    A plain function becomes a `Partial` without leaves, static by its identity. One that is a pytree already, such as
+    A plain function becomes a `Partial` without leaves, static by its identity: changing what it refers to after the
+    first call has no effect. One that is a pytree already, such as
     `image_episodes` returns, keeps its arrays as leaves: they are passed to the device and not compiled in.
     """
     if jax.tree_util.all_leaves([sample_task]):

@@ -19,7 +19,7 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 
 class NonFiniteError(FloatingPointError):
-    """The meta-loss or its gradient was NaN or infinite; training stopped before taking that step.
+    """The meta-loss, its gradient or the new parameters were not finite; training stopped before that step.
 
     Attributes:
       state: The last finite state.
@@ -61,15 +61,16 @@ def fit(
       steps_per_dispatch: Steps between two looks from the host; raise it for very cheap steps.
       progress: Show steps, speed, time left and the last loss on a terminal.
       on_dispatch: Called as `on_dispatch(state, history)` after each dispatch, with its part of the
-        history: the place to validate or to save.
+        history: the place to validate, or to save what an interruption would lose.
 
     Returns:
       `(state, history)`; `history` is a `MetaInfo` of NumPy arrays averaged over tasks, with a leading
       axis of `num_steps`.
 
     Raises:
-      NonFiniteError: If a meta-loss or its gradient is not finite; it holds the last finite state.
-      TypeError: If an argument is of the wrong kind, or `sample_task` does not return a `Task`.
+      NonFiniteError: If a meta-loss, its gradient or the parameters after a step are not finite; it holds the last
+        finite state.
+      TypeError: If an argument is of the wrong kind or traced, or `sample_task` does not return a `Task`.
       ValueError: If a count is < 1.
 
     Example:
@@ -89,6 +90,7 @@ def fit(
     """
     checks.learner(learner)
     checks.state(state)
+    checks.not_traced("state", state)
     checks.function("sample_task", sample_task)
     checks.prng_key(key)
     checks.positive_int("num_steps", num_steps)
@@ -102,10 +104,11 @@ def fit(
     with _progress_bar(num_steps, enabled=progress) as advance:
         for start in range(0, num_steps, steps_per_dispatch):
             count = min(steps_per_dispatch, num_steps - start)
-            state, history = _take_steps(learner, state, sample_task, key, count, num_tasks)
-            history = jax.device_get(history)
+            state, (history, is_finite) = _take_steps(learner, state, sample_task, key, count, num_tasks)
+            history, is_finite = jax.device_get((history, is_finite))
             histories.append(history)
-            _check_finite(state, histories)
+            if not is_finite.all():
+                raise _non_finite(state, histories, failed_at=int(np.argmin(is_finite)))
             advance(count, history)
             if on_dispatch is not None:
                 on_dispatch(state, history)
@@ -120,26 +123,22 @@ def _take_steps(learner, state, sample_task, key, num_steps, num_tasks):
         new_state, info = learner.update(state, tasks)
         means = jax.tree.map(lambda x: jnp.mean(x, 0), info._replace(grad_norm=info.grad_norm[None]))
         # A step that is not finite is not taken, so that the state it started from survives.
-        is_finite = jnp.isfinite(means.query_loss) & jnp.isfinite(means.grad_norm)
-        return jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), new_state, state), means
+        checked = jax.tree.leaves((means.query_loss, means.grad_norm, new_state.params, new_state.rule_params))
+        is_finite = jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in checked]))
+        return jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), new_state, state), (means, is_finite)
 
     return jax.lax.scan(step, state, length=num_steps)
 
 
-def _check_finite(state: MetaState, histories: list[MetaInfo]) -> None:
+def _non_finite(state: MetaState, histories: list[MetaInfo], failed_at: int) -> NonFiniteError:
     last = histories[-1]
-    bad = ~(np.isfinite(last.query_loss) & np.isfinite(last.grad_norm))
-    if not bad.any():
-        return
-    at = int(np.argmax(bad))
-    history = _joined([*histories[:-1], jax.tree.map(lambda x: x[: at + 1], last)])
-    raise NonFiniteError(
-        f"The meta-loss became non-finite at outer step {int(state.step)}: query loss {last.query_loss[at]}, "
-        f"norm of the meta-gradient {last.grad_norm[at]}. The state before it is this error's `state`, and "
-        "`history` ends with it. Usual causes: an inner step size that diverges, an outer one that is too large "
-        "(clip its gradient), or a norm or square root at zero in `loss_fn`.",
+    return NonFiniteError(
+        f"The meta-loss became non-finite at outer step {int(state.step)}, or the step itself was: query loss "
+        f"{last.query_loss[failed_at]}, norm of the meta-gradient {last.grad_norm[failed_at]}. The state before it is "
+        "this error's `state`, and `history` ends with it. Usual causes: an inner step size that diverges, an outer "
+        "one that is too large (clip its gradient), or a norm or square root at zero in `loss_fn`.",
         state,
-        history,
+        _joined([*histories[:-1], jax.tree.map(lambda x: x[: failed_at + 1], last)]),
     )
 
 

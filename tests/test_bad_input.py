@@ -53,6 +53,9 @@ def episodes(images=IMAGES, **options):
     return jaxmaml.tasks.image_episodes(images, **({"num_ways": 5, "num_shots": 1, "num_queries": 1} | options))
 
 
+RULE = jaxmaml.InnerRule(
+    lambda params: (), lambda rule_params, params: (), lambda grads, state, *rest, **extra: (grads, state)
+)
 REGRESSION = jaxmaml.Batch(jnp.ones((4, 1)), jnp.ones(4))
 MALFORMED = {
     # maml
@@ -112,8 +115,12 @@ MALFORMED = {
     "evaluate a list": (lambda: evaluate([TASKS]), TypeError, "a jaxmaml.Task or a sampler"),
     "evaluate without a key": (lambda: evaluate(one_task, None), TypeError, "`key` must be a single PRNG key"),
     "evaluate on no tasks": (lambda: evaluate(one_task, num_tasks=0), ValueError, "`num_tasks` must be >= 1"),
-    "evaluate for no steps": (lambda: evaluate(TASKS, num_inner_steps=0), ValueError, "`num_inner_steps` must be"),
-    "evaluate in no chunks": (lambda: evaluate(TASKS, chunk_size=0), ValueError, "`chunk_size` must be >= 1"),
+    "evaluate for no steps": (
+        lambda: evaluate(TASKS, None, num_inner_steps=0),
+        ValueError,
+        "`num_inner_steps` must be",
+    ),
+    "evaluate in no chunks": (lambda: evaluate(TASKS, None, chunk_size=0), ValueError, "`chunk_size` must be >= 1"),
     "evaluate a sampler of arrays": (lambda: evaluate(jax.random.normal), TypeError, r"must be a jaxmaml.Task"),
     "evaluate a function": (
         lambda: jaxmaml.evaluate(make, problems.quadratic_loss, make().init(PARAMS), TASKS, num_inner_steps=1),
@@ -138,7 +145,85 @@ MALFORMED = {
     "too many images": (lambda: episodes(num_queries=4), ValueError, "at most the images of a class, 4, got 1 . 4"),
     "oblong images": (lambda: episodes(IMAGES[:, :, 1:], rotate=True), ValueError, "square images, got 7 x 8"),
     "no strokes": (lambda: jaxmaml.tasks.strokes.load(num_classes=(1, 0, 1)), ValueError, "`num_classes` must be"),
+    "strokes for two splits": (
+        lambda: jaxmaml.tasks.strokes.load(num_classes=(1, 1)),
+        ValueError,
+        r"three counts, for train, valid and test, got \(1, 1\)",
+    ),
+    "images of no size": (lambda: episodes(IMAGES[..., :0]), ValueError, "`images` is empty"),
     # losses, rules and models
+    "aux of text": (
+        lambda: update(loss_fn=lambda p, c: (problems.quadratic_loss(p, c), {"name": "net"})),
+        TypeError,
+        r"auxiliary output of `loss_fn` must be an array or a number, got 'net' of type str at \['name'\]",
+    ),
+    "observe text": (lambda: adapt(CENTRES[0], observe=lambda p: "x"), TypeError, "`observe.*` must be an array"),
+    "accuracy per example": (
+        lambda: jaxmaml.evaluate(
+            make(), lambda p, c: (jnp.sum(p["theta"]), {"accuracy": c}), make().init(PARAMS), TASKS, num_inner_steps=1
+        ),
+        ValueError,
+        r"scalar accuracy, got shape \(2,\)",
+    ),
+    "evaluate a batch with a key": (lambda: evaluate(TASKS), ValueError, "`key` and `num_tasks` are for a sampler"),
+    "evaluate more tasks than there are": (
+        lambda: evaluate(TASKS, None, num_tasks=9),
+        ValueError,
+        "`key` and `num_tasks` are for a sampler",
+    ),
+    "fit under jit": (
+        lambda: jax.jit(lambda state: jaxmaml.fit(make(), state, one_task, KEY, num_steps=1, num_tasks=1))(
+            make().init(PARAMS)
+        ),
+        TypeError,
+        "`state` is traced.*scan over learner.update",
+    ),
+    "state of another optimizer": (
+        lambda: update(state=make(outer=optax.adam(0.1)).init(PARAMS)),
+        ValueError,
+        "`state.opt_state` does not fit this learner",
+    ),
+    "state of another rule": (
+        lambda: update(state=make().init(PARAMS)._replace(rule_params={"rate": jnp.ones(())})),
+        ValueError,
+        "`state.rule_params` does not fit this learner",
+    ),
+    "outer inner rule": (lambda: make(outer=RULE), TypeError, "`outer_optimizer` must be an optax .* got InnerRule"),
+    "half an inner rule": (lambda: make(inner=RULE._replace(init=None)), TypeError, "`inner_optimizer.init` must be"),
+    "integer rule parameters": (
+        lambda: make(inner=RULE._replace(init_params=lambda p: {"rate": 1})).init(PARAMS),
+        TypeError,
+        "Every leaf of `rule_params` must be floating point, got 1",
+    ),
+    "fit with an odd raw key": (lambda: fit(key=jnp.zeros(3, jnp.uint32)), TypeError, "`key` must be a single PRNG"),
+    "targets in a list": (
+        lambda: jaxmaml.mean_squared_error(lambda p, x: x)(None, (jnp.ones(2), [1.0, 2.0])),
+        TypeError,
+        "`targets` must be an array, got list",
+    ),
+    "batch in a dict": (
+        lambda: jaxmaml.cross_entropy(lambda p, x: x)(None, {"x": 1}),
+        TypeError,
+        r"`batch` must be \(inputs, targets\).* got dict",
+    ),
+    "apply returns nothing": (
+        lambda: jaxmaml.mean_squared_error(lambda p, x: None)(None, REGRESSION),
+        TypeError,
+        "`apply.*` must be an array, got NoneType",
+    ),
+    "clip at text": (lambda: jaxmaml.clip_by_global_norm("1"), TypeError, "`max_norm` must be a number, got '1'"),
+    "no filters": (lambda: jaxmaml.nn.Conv4.omniglot(5, features=0), ValueError, "`features` must be >= 1"),
+    "one image": (
+        lambda: jaxmaml.nn.Conv4.omniglot(5).init(KEY, jnp.ones((28, 28, 1))),
+        ValueError,
+        r"`x` must be images .* got shape \(28, 28, 1\)",
+    ),
+    "scale of two channels for one": (
+        lambda: jaxmaml.nn.batch_norm(jnp.ones((4, 1)), jnp.ones(2)),
+        ValueError,
+        r"`scale` must have the shape of the channels \(1,\), got \(2,\)",
+    ),
+    "pool by nothing": (lambda: jaxmaml.nn.max_pool(jnp.ones((1, 2, 2, 1)), 0), ValueError, "`window` must be >= 1"),
     "broadcast targets": (
         lambda: jaxmaml.mean_squared_error(lambda p, x: x)(None, REGRESSION),
         ValueError,

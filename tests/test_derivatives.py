@@ -8,9 +8,10 @@ import numpy as np
 import optax
 import pytest
 from flax import linen
+from jax.experimental.ode import odeint
 
 import jaxmaml
-from jaxmaml.derivatives import _is_trusted, inner_gradient
+from jaxmaml.derivatives import _trusted_module, inner_gradient
 from tests import problems
 
 EXACT = ("mixed", "reverse")
@@ -23,9 +24,19 @@ def assert_modes_agree(objective, argument, rtol=1e-12):
     assert np.linalg.norm(mixed) > 1e-6
 
 
+def adapted_loss(learner, loss_fn, tasks, params):
+    """The mean query loss after `adapt`: differentiated once, so that the rule's own derivative is what is tested."""
+
+    def one(task):
+        fast_params, _ = learner.adapt(learner.init(params), task.support)
+        return loss_fn(fast_params, task.query)
+
+    return jnp.mean(jax.vmap(one)(tasks))
+
+
 def test_closed_over_tracers_are_differentiated(x64):
     """A hyperparameter that reaches the inner loss through a closure gets its exact gradient."""
-    tasks = problems.mlp_tasks(3, jnp.float64)
+    tasks, params = problems.mlp_tasks(3, jnp.float64), problems.mlp_params(jnp.float64)
 
     def objective(derivative):
         def outer(log_penalty):
@@ -33,9 +44,7 @@ def test_closed_over_tracers_are_differentiated(x64):
                 decay = jnp.exp(log_penalty) * sum(jnp.sum(jnp.square(p)) for p in jax.tree.leaves(params))
                 return problems.mlp_loss(params, batch) + decay
 
-            learner = problems.maml(loss_fn, derivative=derivative)
-            _, info = learner.update(learner.init(problems.mlp_params(jnp.float64)), tasks)
-            return info.query_loss.mean()
+            return adapted_loss(problems.maml(loss_fn, derivative=derivative), problems.mlp_loss, tasks, params)
 
         return outer
 
@@ -43,15 +52,29 @@ def test_closed_over_tracers_are_differentiated(x64):
 
 
 def test_the_batch_can_be_differentiated(x64):
-    """Data poisoning, dataset distillation: the meta-loss as a function of the support set."""
-    tasks = problems.mlp_tasks(2, jnp.float64)
+    """Data poisoning, dataset distillation: the query loss as a function of the support set."""
+    tasks, params = problems.mlp_tasks(2, jnp.float64), problems.mlp_params(jnp.float64)
 
     def objective(derivative):
         learner = problems.maml(problems.mlp_loss, optax.adam(0.02, eps_root=1e-8), derivative=derivative)
-        state = learner.init(problems.mlp_params(jnp.float64))
-        return lambda support: learner.update(state, tasks._replace(support=support))[1].query_loss.mean()
+        return lambda support: adapted_loss(learner, problems.mlp_loss, tasks._replace(support=support), params)
 
     assert_modes_agree(objective, tasks.support)
+
+
+def test_the_meta_loss_of_update_can_be_differentiated_again(x64):
+    """By a hyperparameter inside the loss, through the whole outer step."""
+    tasks, params = problems.mlp_tasks(2, jnp.float64), problems.mlp_params(jnp.float64)
+
+    def objective(derivative):
+        def outer(scale):
+            learner = problems.maml(lambda p, b: scale * problems.mlp_loss(p, b), derivative=derivative)
+            state, info = learner.update(learner.init(params), tasks)
+            return info.query_loss.mean() + optax.tree.norm(state.params, squared=True)
+
+        return outer
+
+    assert_modes_agree(objective, jnp.float64(1.5), rtol=1e-10)
 
 
 @pytest.mark.parametrize("part", ["aux", "support_loss"])
@@ -84,7 +107,7 @@ def test_a_second_differentiation_is_exact(x64):
         learner = problems.maml(problems.mlp_loss, num_inner_steps=2, derivative=derivative)
 
         def objective(params, learner=learner):
-            return learner.update(learner.init(params), tasks)[1].query_loss.mean()
+            return adapted_loss(learner, problems.mlp_loss, tasks, params)
 
         for twice in (jax.jacrev(jax.jacrev(objective)), jax.jacfwd(jax.jacrev(objective))):
             hessians.append(problems.flat(jax.jit(twice)(params)))
@@ -93,14 +116,23 @@ def test_a_second_differentiation_is_exact(x64):
     assert np.linalg.norm(hessians[0]) > 0.1
 
 
-def test_forward_mode_is_refused_with_words():
-    tasks, params = problems.mlp_tasks(2), problems.mlp_params()
-    learner = problems.maml(problems.mlp_loss)
+def test_forward_mode_is_exact_or_refused_with_words(x64):
+    tasks, params = problems.mlp_tasks(2, jnp.float64), problems.mlp_params(jnp.float64)
+
+    def slopes(derivative, objective):
+        learner = problems.maml(problems.mlp_loss, derivative=derivative)
+        return problems.flat(jax.jacfwd(lambda params: objective(learner, params))(params))
+
+    def updated(learner, params):
+        return learner.update(learner.init(params), tasks)[1].query_loss.mean()
+
+    def adapted(learner, params):
+        return adapted_loss(learner, problems.mlp_loss, tasks, params)
+
+    np.testing.assert_allclose(slopes("mixed", updated), slopes("reverse", updated), rtol=1e-11, atol=1e-13)
+    assert np.isfinite(slopes("reverse", adapted)).all()
     with pytest.raises(TypeError, match="forward-mode"):
-        jax.jacfwd(lambda p: learner.update(learner.init(p), tasks)[1].query_loss.mean())(params)
-    plain = problems.maml(problems.mlp_loss, derivative="reverse")
-    slopes = jax.jacfwd(lambda p: plain.update(plain.init(p), tasks)[1].query_loss.mean())(params)
-    assert np.isfinite(problems.flat(slopes)).all()
+        slopes("mixed", adapted)
 
 
 @jax.custom_vjp
@@ -124,7 +156,14 @@ def reversed_gradient(x):
     return jnp.sin(x), lambda g: -g * x
 
 
-@pytest.mark.parametrize("rule", [straight_through, lying_square, reversed_gradient])
+# A rule of one's own on a function of JAX.
+rounded = jax.custom_jvp(jnp.floor)
+rounded.defjvp(lambda primals, tangents: (jnp.floor(primals[0]), jnp.cos(primals[0]) * tangents[0]))
+rounded_by_parts = jax.custom_jvp(jnp.floor)
+rounded_by_parts.defjvps(lambda tangent, ans, x: jnp.cos(x) * tangent)
+
+
+@pytest.mark.parametrize("rule", [straight_through, lying_square, reversed_gradient, rounded, rounded_by_parts])
 @pytest.mark.parametrize("nested", [False, True])
 def test_custom_rules_fall_back_to_reverse(x64, rule, nested):
     """Their "gradients" need not have symmetric derivatives: mixed mode would be silently wrong."""
@@ -162,11 +201,23 @@ def test_rules_of_jax_and_optax_do_not_fall_back(x64):
     np.testing.assert_allclose(mixed, reverse, rtol=1e-12, atol=1e-14)
 
 
+def test_a_custom_vjp_of_jax_without_a_forward_mode_falls_back(x64):
+    def loss_fn(params, batch):
+        path = odeint(lambda y, t, p: jnp.tanh(y * p), batch, jnp.array([0.0, 1.0]), params["rate"])
+        return jnp.sum(path[-1] ** 2)
+
+    tasks = jaxmaml.Task(jnp.ones((2, 3)), 2 * jnp.ones((2, 3)))
+    with pytest.warns(UserWarning, match="custom derivative rule"):
+        mixed = problems.meta_gradient(problems.maml(loss_fn), {"rate": jnp.full(3, 0.5)}, tasks)
+    reverse = problems.meta_gradient(problems.maml(loss_fn, derivative="reverse"), {"rate": jnp.full(3, 0.5)}, tasks)
+    np.testing.assert_array_equal(mixed, reverse)
+
+
 def test_neighbours_with_a_similar_name_are_not_trusted():
-    site_packages = pathlib.Path(jax.__file__).parent.parent
-    assert _is_trusted(str(site_packages / "jax" / "_src" / "nn" / "functions.py"))
-    assert not _is_trusted(str(site_packages / "jaxopt" / "loss.py"))
-    assert not _is_trusted("")
+    site_packages = pathlib.Path(jax.__file__).parents[1]
+    assert _trusted_module(str(site_packages / "jax" / "_src" / "nn" / "functions.py")) is not None
+    assert _trusted_module(str(site_packages / "jaxopt" / "loss.py")) is None
+    assert _trusted_module(None) is None
 
 
 def test_stop_gradient_inside_the_loss(x64):

@@ -94,6 +94,24 @@ def test_non_finite_steps_are_not_taken_and_nothing_is_lost(culprit):
     assert np.isfinite(caught.value.history.query_loss[:-1]).all()
 
 
+def test_a_step_to_infinity_is_not_taken():
+    """Loss and gradient are finite; the outer step size is not."""
+    explode = optax.sgd(lambda count: jnp.where(count == 2, jnp.inf, 0.1))
+    learner = jaxmaml.maml(problems.quadratic_loss, optax.sgd(0.1), explode, num_inner_steps=1)
+    state = learner.init({"theta": jnp.ones(2)})
+    with pytest.raises(jaxmaml.NonFiniteError, match="outer step 2") as caught:
+        jaxmaml.fit(
+            learner,
+            state,
+            lambda key: jaxmaml.Task(jnp.zeros(2), jnp.zeros(2)),
+            KEY,
+            num_steps=3,
+            num_tasks=1,
+            progress=False,
+        )
+    assert np.isfinite(caught.value.state.params["theta"]).all()
+
+
 def test_large_arrays_of_a_sampler_are_passed_and_not_compiled_in():
     images = np.random.default_rng(0).integers(0, 255, (8, 6, 8, 8, 1), np.uint8)
     sample = jaxmaml.tasks.image_episodes(images, num_ways=2, num_shots=1, num_queries=1)

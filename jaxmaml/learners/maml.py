@@ -39,7 +39,7 @@ def maml(
       num_inner_steps: `K` >= 1, in training and, unless told otherwise, in `adapt`.
       derivative: How the inner loop is differentiated. `"mixed"` (exact; forward over reverse, least
         memory) is the default; `"reverse"` (exact; plain JAX, and the one that forward-mode
-        differentiation of `update` needs); `"first_order"` (inner gradients taken as constants: no second
+        differentiation of `adapt` needs); `"first_order"` (inner gradients taken as constants: no second
         derivatives, about a third cheaper in the paper).
       chunk_size: How many tasks are executed at once; `None` for all. Fewer take less memory, and on a CPU
         often less time, and change nothing but rounding. Must divide the number of tasks.
@@ -84,7 +84,7 @@ def maml(
       Kemaev et al., 2025, https://arxiv.org/abs/2505.00793 (mixed-mode differentiation)
     """
     checks.function("loss_fn", loss_fn)
-    checks.optimizer("inner_optimizer", inner_optimizer)
+    checks.inner_optimizer(inner_optimizer)
     checks.optimizer("outer_optimizer", outer_optimizer)
     checks.positive_int("num_inner_steps", num_inner_steps)
     checks.one_of("derivative", derivative, ("mixed", "reverse", "first_order"))

@@ -76,7 +76,7 @@ def conv_general_dilated(
     channels_last = (0, ndim + 1, *spatial)
     kernel_last = (ndim + 1, ndim, *range(ndim))
     plain = feature_group_count == batch_group_count == 1 and all(d == 1 for d in lhs_dilation or ())
-    if tuple(dims) != (channels_last, kernel_last, channels_last) or not plain or lhs.size == 0:
+    if tuple(dims) != (channels_last, kernel_last, channels_last) or not plain or lhs.size == 0 or rhs.size == 0:
         return lax.conv_general_dilated(lhs, rhs, **call)
 
     window, (in_channels, out_channels) = rhs.shape[:ndim], rhs.shape[ndim:]

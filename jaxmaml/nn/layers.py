@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen
 
+from jaxmaml import checks
+
 
 def batch_norm(
     x: jax.Array, scale: jax.Array | None = None, bias: jax.Array | None = None, epsilon: float = 1e-3
@@ -24,6 +26,8 @@ def batch_norm(
       epsilon: Added to the variance; 1e-3 as in the original MAML code.
     Returns:
       Array like `x`.
+    Raises:
+      ValueError: If `scale` or `bias` is not `[C]`.
     Example:
       >>> import jax.numpy as jnp, jaxmaml
       >>> jaxmaml.nn.batch_norm(jnp.array([[1.0], [3.0]]), epsilon=0.0).tolist()
@@ -31,6 +35,9 @@ def batch_norm(
     References:
       Ioffe and Szegedy, 2015, https://arxiv.org/abs/1502.03167
     """
+    for name, value in (("scale", scale), ("bias", bias)):
+        if value is not None and value.shape != x.shape[-1:]:
+            raise ValueError(f"`{name}` must have the shape of the channels {x.shape[-1:]}, got {value.shape}.")
     axes = tuple(range(x.ndim - 1))
     centred = x - jnp.mean(x, axes, keepdims=True)
     gain = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axes, keepdims=True) + epsilon)
@@ -77,10 +84,11 @@ def max_pool(x: jax.Array, window: int = 2) -> jax.Array:
       >>> jaxmaml.nn.max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1))[0, :, :, 0].tolist()
       [[5.0, 7.0], [13.0, 15.0]]
     """
+    checks.positive_int("window", window)
     batch, height, width, channels = x.shape
     rows, columns = height // window, width // window
     if rows == 0 or columns == 0:
         raise ValueError(f"`x` must be at least {window} x {window} pixels, got {height} x {width}.")
     x = x[:, : rows * window, : columns * window].reshape(batch, rows, window, columns, window, channels)
     pixels = [x[:, :, row, :, column] for row, column in itertools.product(range(window), repeat=2)]
-    return functools.reduce(lambda best, other: jnp.where(other > best, other, best), pixels)
+    return functools.reduce(lambda best, other: jnp.where((other > best) | jnp.isnan(other), other, best), pixels)

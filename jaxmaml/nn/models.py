@@ -82,15 +82,19 @@ class Conv4(linen.Module):
     @classmethod
     def omniglot(cls, num_ways: int, features: int = 64) -> "Conv4":
         checks.positive_int("num_ways", num_ways)
+        checks.positive_int("features", features)
         return cls(num_ways, features, pool=False, spatial_mean=True, head_init=linen.initializers.normal(1.0))
 
     @classmethod
     def mini_imagenet(cls, num_ways: int, features: int = 32) -> "Conv4":
         checks.positive_int("num_ways", num_ways)
+        checks.positive_int("features", features)
         return cls(num_ways, features, pool=True, spatial_mean=False, head_init=linen.initializers.xavier_uniform())
 
     @linen.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        if x.ndim != 4:
+            raise ValueError(f"`x` must be images [num_examples, height, width, channels], got shape {x.shape}.")
         for _ in range(4):
             x = linen.Conv(
                 self.features,

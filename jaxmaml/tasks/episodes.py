@@ -61,6 +61,7 @@ def image_episodes(
             "`images` must be [num_classes, images_per_class, height, width, channels], "
             f"got shape {tuple(images.shape)}."
         )
+    checks.batch("images", images)
     checks.positive_int("num_ways", num_ways)
     checks.positive_int("num_shots", num_shots)
     checks.positive_int("num_queries", num_queries)

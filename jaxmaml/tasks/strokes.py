@@ -45,6 +45,8 @@ def load(
     """
     key = jax.random.key(0) if key is None else key
     checks.prng_key(key)
+    if not isinstance(num_classes, tuple) or len(num_classes) != 3:
+        raise ValueError(f"`num_classes` must be three counts, for train, valid and test, got {num_classes!r}.")
     for count in num_classes:
         checks.positive_int("num_classes", count)
     checks.positive_int("images_per_class", images_per_class)

@@ -44,6 +44,12 @@ def test_max_pool_equals_lax(x64, size):
     np.testing.assert_array_equal(*slopes)
 
 
+def test_max_pool_hides_no_nan():
+    for place in range(4):
+        x = jnp.zeros(4).at[place].set(jnp.nan).reshape(1, 2, 2, 1)
+        assert jnp.isnan(max_pool(x)).all()
+
+
 @pytest.mark.parametrize("activation", [jax.nn.gelu, jax.nn.softplus, jax.nn.elu, jax.nn.relu])
 def test_max_pool_keeps_its_gradient_whatever_xla_fuses(x64, activation):
     """Compiled, jnp.max in its place loses gradients here: equality with a maximum rounded otherwise."""
