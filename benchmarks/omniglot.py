@@ -71,6 +71,7 @@ def make(key: chex.PRNGKey, outer_steps: int | None, data_dir: pathlib.Path | No
         metric_name="query accuracy",
         targets=(0.90, 0.95, 0.975),
         step_sizes=(0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
+        later=(1.0,),
         settings=tuple(
             Setting(
                 f"{queries} {'query' if queries == 1 else 'queries'} a class",

@@ -57,6 +57,8 @@ class Problem:
       metric_name: With its unit.
       targets: Values whose step counts are asked for.
       step_sizes: Candidates for starts that have none of their own.
+      later: Candidates for the length of later steps, times the first, for starts that do: they were trained for the
+        first step alone.
       settings: Ways of posing new tasks, the main one first.
       starts: Makes each start in turn.
       chunk_size: Tasks evaluated at once.
@@ -68,6 +70,7 @@ class Problem:
     metric_name: str
     targets: tuple[float, ...]
     step_sizes: tuple[float, ...]
+    later: tuple[float, ...]
     settings: tuple[Setting, ...]
     starts: tuple[Callable[[], Start], ...]
     chunk_size: int
@@ -87,12 +90,10 @@ def train(
     num_tasks: int,
     steps_per_dispatch: int,
     chunk_size: int | None = None,
-    validate: Callable[[Any], float] | None = None,
 ) -> tuple[Any, float]:
     """Meta-train with one inner step of gradient descent; return the initialisation and the seconds.
 
-    With `step_size=0` this is joint training: nothing adapts, so the query loss of all tasks is descended. With
-    `validate`, the parameters after each dispatch are scored, and the best (lowest) are kept.
+    With `step_size=0` this is joint training: nothing adapts, so the query loss of all tasks is descended.
     """
     print(f"training: {name}", flush=True)
     learner = jaxmaml.maml(
@@ -103,12 +104,6 @@ def train(
         derivative=derivative,
         chunk_size=chunk_size,
     )
-    scored = []
-
-    def score(state: jaxmaml.MetaState, history: jaxmaml.MetaInfo) -> None:
-        if validate is not None:
-            scored.append((validate(state.params), state.params))
-
     began = time.perf_counter()
     state, _ = jaxmaml.fit(
         learner,
@@ -118,21 +113,22 @@ def train(
         num_steps=outer_steps,
         num_tasks=num_tasks,
         steps_per_dispatch=steps_per_dispatch,
-        on_dispatch=score,
     )
-    params = min(scored, key=lambda entry: entry[0])[1] if scored else state.params
-    return jax.block_until_ready(params), time.perf_counter() - began
+    return jax.block_until_ready(state.params), time.perf_counter() - began
 
 
 class FineTuning:
-    """Gradient descent from any parameters at any step size, compiled once for all of them."""
+    """Gradient descent from any parameters at any step size, compiled once for all of them.
+
+    The first step has length `step_size`, those after it `later` times that.
+    """
 
     def __init__(self, loss_fn: jaxmaml.LossFn, *, num_inner_steps: int, num_tasks: int, chunk_size: int):
         rule = jaxmaml.InnerRule(
-            init_params=lambda params: jnp.zeros(()),
-            init=lambda step_size, params: (),
-            update=lambda grads, state, params, step_size, step, **extra: (
-                jax.tree.map(lambda g: -step_size * g, grads),
+            init_params=lambda params: jnp.zeros(2),
+            init=lambda step_sizes, params: (),
+            update=lambda grads, state, params, step_sizes, step, **extra: (
+                jax.tree.map(lambda g: -step_sizes[jnp.minimum(step, 1)] * g, grads),
                 state,
             ),
         )
@@ -146,6 +142,9 @@ class FineTuning:
             chunk_size=chunk_size,
         )
 
-    def __call__(self, params: Any, step_size: float, sample: Sampler, key: chex.PRNGKey) -> jaxmaml.Evaluation:
-        state = self._learner.init(params)._replace(rule_params=jnp.float32(step_size))
+    def __call__(
+        self, params: Any, step_size: float, sample: Sampler, key: chex.PRNGKey, later: float = 1.0
+    ) -> jaxmaml.Evaluation:
+        step_sizes = jnp.array([step_size, later * step_size], jnp.float32)
+        state = self._learner.init(params)._replace(rule_params=step_sizes)
         return jax.device_get(self._evaluate(state, sample, key))

@@ -42,6 +42,12 @@ def write_json(path: pathlib.Path, result: dict[str, Any]) -> None:
     print(f"wrote {path}")
 
 
+def step_sizes(row: dict[str, Any]) -> str:
+    """The step sizes of a step-count row: the first, and the later ones where they differ."""
+    later = f", then {row['later_step_size']:g}" if "later_step_size" in row else ""
+    return f"{row['step_size']:g}{later}"
+
+
 def markdown(result: dict[str, Any], setting: str, steps: tuple[int, ...]) -> str:
     """A setting of a step-count result as a Markdown table."""
     percent = result["metric"] == "query accuracy"
@@ -61,5 +67,5 @@ def markdown(result: dict[str, Any], setting: str, steps: tuple[int, ...]) -> st
         ]
         last = len(row["mean"]) - 1
         counts = [f"> {last}" if n is None else str(n) for n in row["steps_to"].values()]
-        lines.append(f"| {name} | {row['step_size']:g} | " + " | ".join([*cells, *counts]) + " |")
+        lines.append(f"| {name} | {step_sizes(row)} | " + " | ".join([*cells, *counts]) + " |")
     return "\n".join(lines)

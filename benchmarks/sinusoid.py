@@ -7,12 +7,10 @@ import jax
 import jax.numpy as jnp
 
 import jaxmaml
-from benchmarks.problem import FineTuning, Problem, Setting, Start, train
+from benchmarks.problem import Problem, Setting, Start, train
 
 STEP_SIZE = 0.01
 OUTER_STEPS = 70_000
-# Descent from a MAML start diverges on a rare task of 5 points, and on which changes from snapshot to snapshot.
-STEPS_PER_SNAPSHOT = 5000
 
 
 def make(key: chex.PRNGKey, outer_steps: int | None) -> Problem:
@@ -23,16 +21,9 @@ def make(key: chex.PRNGKey, outer_steps: int | None) -> Problem:
     blind_loss = jaxmaml.mean_squared_error(lambda params, inputs: model.apply(params, inputs[:, :1]))
     told_loss = jaxmaml.mean_squared_error(model.apply)
     sample = jaxmaml.tasks.sinusoid(with_parameters=True)
-    init_key, train_key, choice_key = jax.random.split(key, 3)
+    init_key, train_key = jax.random.split(key)
     blind = model.init(init_key, jnp.zeros((1, 1)))
     told = model.init(init_key, jnp.zeros((1, 3)))
-
-    settings = tuple(_setting(shots) for shots in (5, 10, 20))
-
-    def validation_error(fine_tuning: FineTuning, step_size: float, params) -> float:
-        """The mean error over steps and tasks of the main setting; infinite where any task diverges."""
-        mean = fine_tuning(params, step_size, settings[0].valid, choice_key).query_loss.mean
-        return float(jnp.nan_to_num(jnp.mean(mean[1:]), nan=jnp.inf))
 
     def trained(name, loss_fn, params, step_size, derivative, search=False, note="") -> Start:
         params, seconds = train(
@@ -45,12 +36,7 @@ def make(key: chex.PRNGKey, outer_steps: int | None) -> Problem:
             derivative=derivative,
             outer_steps=outer_steps,
             num_tasks=25,
-            steps_per_dispatch=STEPS_PER_SNAPSHOT,
-            validate=functools.partial(
-                validation_error,
-                FineTuning(loss_fn, num_inner_steps=10, num_tasks=600, chunk_size=100),
-                step_size,
-            ),
+            steps_per_dispatch=5000,
         )
         return Start(name, params, loss_fn, None if search else step_size, outer_steps, seconds, note)
 
@@ -60,7 +46,9 @@ def make(key: chex.PRNGKey, outer_steps: int | None) -> Problem:
         metric_name="query MSE",
         targets=(1.0, 0.5),
         step_sizes=(0.0, 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1),
-        settings=settings,
+        # At full length a later step overshoots on a rare task of 5 points, whose loss then rules the mean.
+        later=(1.0, 0.7, 0.5),
+        settings=tuple(_setting(shots) for shots in (5, 10, 20)),
         starts=(
             functools.partial(trained, "MAML", blind_loss, blind, STEP_SIZE, "mixed"),
             functools.partial(trained, "MAML, first order", blind_loss, blind, STEP_SIZE, "first_order"),
@@ -83,8 +71,7 @@ def make(key: chex.PRNGKey, outer_steps: int | None) -> Problem:
         protocol={
             "family": "y = A sin(x - p), A ~ U[0.1, 5], p ~ U[0, pi], x ~ U[-5, 5]",
             "model": "MLP 1-40-40-1, ReLU, no normalisation",
-            "training": "1 inner step of size 0.01 on 10 points, 10 query points, 25 tasks, Adam 1e-3; "
-            f"of the snapshots after every {STEPS_PER_SNAPSHOT} steps, the best on 600 validation tasks of 5 points",
+            "training": "1 inner step of size 0.01 on 10 points, 10 query points, 25 tasks, Adam 1e-3",
             "queries": "100 points a task",
             "joint_training_bound": "no initialisation without adaptation is below 3.006",
         },

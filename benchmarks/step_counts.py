@@ -99,16 +99,24 @@ def make_problem(config: Config, key) -> Problem:
 def measure(
     problem: Problem, setting: Setting, start: Start, fine_tuning: FineTuning, valid_key, test_key
 ) -> dict[str, Any]:
-    """Adapt to the test tasks at the start's own step size, or at the best one on validation tasks."""
-    row: dict[str, Any] = {"step_size": start.step_size, "step_size_from": "training"}
+    """Adapt to the test tasks, with the step sizes among the start's candidates that validation tasks like best."""
     if start.step_size is None:
-        scores = {
-            size: _score(problem, curve(problem, fine_tuning(start.params, size, setting.valid, valid_key)).mean)
-            for size in problem.step_sizes
-        }
-        row["step_size"] = min(scores, key=lambda size: scores[size])
-        row["step_size_from"] = "validation tasks, best mean over steps 1 and on"
-    evaluation = fine_tuning(start.params, row["step_size"], setting.test, test_key)
+        candidates, found = [(size, 1.0) for size in problem.step_sizes], "validation tasks"
+    else:
+        candidates, found = [(start.step_size, later) for later in problem.later], "training"
+
+    def validation_score(candidate: tuple[float, float]) -> float:
+        size, later = candidate
+        return _score(problem, curve(problem, fine_tuning(start.params, size, setting.valid, valid_key, later)).mean)
+
+    size, later = min(candidates, key=validation_score) if len(candidates) > 1 else candidates[0]
+    row: dict[str, Any] = {
+        "step_size": size,
+        "step_size_from": found,
+    }
+    if later != 1.0:  # From validation tasks in any case.
+        row["later_step_size"] = later * size
+    evaluation = fine_tuning(start.params, size, setting.test, test_key, later)
     values = curve(problem, evaluation)
     row |= {
         "mean": [float(v) for v in values.mean],
@@ -158,7 +166,7 @@ def make_table(problem: Problem, setting: str, rows: dict[str, Any], config: Con
             for k in shown
         ]
         counts = [f">{config.num_steps}" if n is None else str(n) for n in row["steps_to"].values()]
-        table.add_row(name, f"{row['step_size']:g}", *cells, *counts)
+        table.add_row(name, reporting.step_sizes(row), *cells, *counts)
     return table
 
 
@@ -175,7 +183,7 @@ def draw(problem: Problem, settings: dict[str, Any], path: pathlib.Path) -> None
         for name, row in rows.items():
             mean, ci95 = np.array(row["mean"]), np.array(row["ci95"])
             steps = np.arange(len(mean))
-            (line,) = panel.plot(steps, mean, marker="o", markersize=3.5, label=f"{name} ({row['step_size']:g})")
+            (line,) = panel.plot(steps, mean, marker="o", markersize=3.5, label=f"{name} ({reporting.step_sizes(row)})")
             panel.fill_between(steps, mean - ci95, mean + ci95, alpha=0.2, color=line.get_color(), linewidth=0)
         for target in problem.targets:
             panel.axhline(target, color="0.75", linewidth=0.8, linestyle="--", zorder=0)
