@@ -153,7 +153,7 @@ def make_table(problem: Problem, setting: str, rows: dict[str, Any], config: Con
         title=f"{problem.title}, {setting}: {problem.metric_name} after k steps, {config.num_tasks} tasks, 95% CI"
     )
     table.add_column("start", no_wrap=True)
-    table.add_column("step", justify="right")
+    table.add_column("step", justify="right", no_wrap=True)
     for step in shown:
         table.add_column(f"k={step}", justify="right")
     for target in problem.targets:
@@ -177,7 +177,7 @@ def draw(problem: Problem, settings: dict[str, Any], path: pathlib.Path) -> None
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     figure, panels = plt.subplots(
-        1, len(settings), figsize=(4.4 * len(settings), 5.0), sharey=True, squeeze=False, layout="constrained"
+        1, len(settings), figsize=(4.4 * len(settings), 5.8), sharey=True, squeeze=False, layout="constrained"
     )
     for panel, (setting, rows) in zip(panels[0], settings.items(), strict=True):
         for name, row in rows.items():
@@ -190,18 +190,14 @@ def draw(problem: Problem, settings: dict[str, Any], path: pathlib.Path) -> None
         panel.set(title=setting, xlabel="gradient steps on the new task")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.legend(
-            title="start (step size)",
-            loc="upper center",
-            bbox_to_anchor=(0.5, -0.16),
-            ncols=2,
-            frameon=False,
-            fontsize=9,
+            title="start (step size)", loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False, fontsize=9
         )
     if problem.metric == "accuracy":
         panels[0][0].set_ylim(0, 1.02)
         panels[0][0].yaxis.set_major_formatter(PercentFormatter(1.0))
     else:
-        panels[0][0].set_ylim(0, 5)
+        finite = [value for rows in settings.values() for row in rows.values() for value in row["mean"] if value < 8]
+        panels[0][0].set_ylim(0, 1.1 * max(finite, default=8.0))  # What diverges may leave the picture.
     panels[0][0].set_ylabel(problem.metric_name)
     figure.suptitle(problem.title)
     figure.savefig(path, dpi=120)
