@@ -48,24 +48,31 @@ def step_sizes(row: dict[str, Any]) -> str:
     return f"{row['step_size']:g}{later}"
 
 
+def cells(row: dict[str, Any], steps: tuple[int, ...], percent: bool) -> list[str]:
+    """The mean and its interval after each of `steps`, then the steps needed to reach each target."""
+    unit, digits = (100, 1) if percent else (1, 3)
+    values = [f"{unit * row['mean'][k]:.{digits}f} ± {unit * row['ci95'][k]:.{digits}f}" for k in steps]
+    last = len(row["mean"]) - 1
+    return values + [f"> {last}" if count is None else str(count) for count in row["steps_to"].values()]
+
+
+def heads(targets: list[float], steps: tuple[int, ...], percent: bool) -> list[str]:
+    """The columns of `cells`."""
+    return [f"k = {k}" for k in steps] + [f"steps to {100 * t:g}%" if percent else f"steps to {t:g}" for t in targets]
+
+
 def markdown(result: dict[str, Any], setting: str, steps: tuple[int, ...]) -> str:
     """A setting of a step-count result as a Markdown table."""
     percent = result["metric"] == "query accuracy"
     rows = result["settings"][setting]
-    targets = next(iter(rows.values()))["steps_to"]
-    heads = [f"{100 * float(t):g}%" if percent else t for t in targets]
+    targets = [float(target) for target in next(iter(rows.values()))["steps_to"]]
+    columns = heads(targets, steps, percent)
     lines = [
-        "| start | step size | " + " | ".join([*(f"k = {k}" for k in steps), *(f"steps to {h}" for h in heads)]) + " |",
-        "| --- |" + " --: |" * (1 + len(steps) + len(heads)),
+        "| start | step size | " + " | ".join(columns) + " |",
+        "| --- |" + " --: |" * (1 + len(columns)),
+        *(
+            f"| {name} | {step_sizes(row)} | " + " | ".join(cells(row, steps, percent)) + " |"
+            for name, row in rows.items()
+        ),
     ]
-    for name, row in rows.items():
-        cells = [
-            f"{100 * row['mean'][k]:.1f} ± {100 * row['ci95'][k]:.1f}"
-            if percent
-            else f"{row['mean'][k]:.3f} ± {row['ci95'][k]:.3f}"
-            for k in steps
-        ]
-        last = len(row["mean"]) - 1
-        counts = [f"> {last}" if n is None else str(n) for n in row["steps_to"].values()]
-        lines.append(f"| {name} | {step_sizes(row)} | " + " | ".join([*cells, *counts]) + " |")
     return "\n".join(lines)

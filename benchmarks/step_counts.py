@@ -47,7 +47,8 @@ class Config:
 
 def main(config: Config) -> dict[str, Any]:
     console = rich.console.Console()
-    console.width = max(console.width, 120)  # Tables are cut to shreds by a pipe's 80 columns.
+    if not console.is_terminal:
+        console.width = 150  # A log file's 80 columns would cut the tables to shreds.
     train_key, valid_key, test_key = jax.random.split(jax.random.key(config.seed), 3)
     problem = make_problem(config, train_key)
     starts = [make() for make in problem.starts]
@@ -147,26 +148,18 @@ def steps_to(problem: Problem, mean: jax.Array, target: float) -> int | None:
 
 
 def make_table(problem: Problem, setting: str, rows: dict[str, Any], config: Config) -> rich.table.Table:
-    shown = [step for step in (0, 1, 2, 5, 10, 20, 50, 100) if step <= config.num_steps]
+    shown = tuple(step for step in (0, 1, 2, 5, 10, 20, 50, 100) if step <= config.num_steps)
     percent = problem.metric == "accuracy"
+    unit = " (%)" if percent else ""
     table = rich.table.Table(
-        title=f"{problem.title}, {setting}: {problem.metric_name} after k steps, {config.num_tasks} tasks, 95% CI"
+        title=f"{problem.title}, {setting}: {problem.metric_name}{unit} after k steps, {config.num_tasks} tasks, 95% CI"
     )
     table.add_column("start", no_wrap=True)
-    table.add_column("step", justify="right", no_wrap=True)
-    for step in shown:
-        table.add_column(f"k={step}", justify="right")
-    for target in problem.targets:
-        table.add_column(f"k to {100 * target:g}%" if percent else f"k to {target:g}", justify="right")
+    table.add_column("step size", justify="right")
+    for head in reporting.heads(list(problem.targets), shown, percent):
+        table.add_column(head, justify="right")
     for name, row in rows.items():
-        cells = [
-            f"{100 * row['mean'][k]:.1f}±{100 * row['ci95'][k]:.1f}"
-            if percent
-            else f"{row['mean'][k]:.2f}±{row['ci95'][k]:.2f}"
-            for k in shown
-        ]
-        counts = [f">{config.num_steps}" if n is None else str(n) for n in row["steps_to"].values()]
-        table.add_row(name, reporting.step_sizes(row), *cells, *counts)
+        table.add_row(name, reporting.step_sizes(row), *reporting.cells(row, shown, percent))
     return table
 
 

@@ -12,6 +12,7 @@ from jaxmaml.types import InnerRule, LossFn, MetaLearner, MetaState, PyTree, Tas
 
 
 def positive_int(name: str, value: Any, at_least: int = 1) -> int:
+    """Return `value` as an int, or raise where it is none or below `at_least`."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"`{name}` must be an int, got {value!r} of type {type(value).__name__}.")
     if value < at_least:
@@ -20,16 +21,19 @@ def positive_int(name: str, value: Any, at_least: int = 1) -> int:
 
 
 def one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """`value` must be one of `choices`, which the error lists."""
     if value not in choices:
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}; got {value!r}.")
 
 
 def function(name: str, value: Any) -> None:
+    """`value` must be something that can be called."""
     if not callable(value):
         raise TypeError(f"`{name}` must be callable, got {type(value).__name__}.")
 
 
 def optimizer(name: str, value: Any) -> None:
+    """`value` must be an optax transformation, and no inner rule."""
     if isinstance(value, InnerRule) or not all(callable(getattr(value, part, None)) for part in ("init", "update")):
         raise TypeError(
             f"`{name}` must be an optax transformation such as optax.sgd(0.01), got {type(value).__name__}."
@@ -37,6 +41,7 @@ def optimizer(name: str, value: Any) -> None:
 
 
 def inner_optimizer(value: Any) -> None:
+    """`value` must be an optax transformation or a whole inner rule."""
     if not isinstance(value, InnerRule):
         return optimizer("inner_optimizer", value)
     for part, member in zip(value._fields, value, strict=True):
@@ -44,11 +49,13 @@ def inner_optimizer(value: Any) -> None:
 
 
 def learner(value: Any) -> None:
+    """`value` must be what a factory such as `jaxmaml.maml` returns."""
     if not isinstance(value, MetaLearner):
         raise TypeError(f"`learner` must be a MetaLearner such as jaxmaml.maml(...) returns, got {_kind(value)}.")
 
 
 def prng_key(value: Any) -> None:
+    """`value` must be one PRNG key, typed or raw, and not a seed."""
     is_typed = isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
     is_raw = isinstance(value, (jax.Array, np.ndarray)) and value.dtype == jnp.uint32
     if not (is_typed and value.shape == ()) and not (is_raw and value.shape in ((2,), (4,))):
@@ -56,6 +63,7 @@ def prng_key(value: Any) -> None:
 
 
 def state(value: Any) -> None:
+    """`value` must be a state of a learner, and not its parameters."""
     if not isinstance(value, MetaState):
         raise TypeError(f"`state` must be a MetaState from learner.init(params), got {_kind(value)}.")
 
@@ -107,6 +115,7 @@ def tasks(value: Any) -> int:
 
 
 def task(name: str, value: Any) -> None:
+    """`value` must be a task with arrays in its support and its query."""
     if not isinstance(value, Task):
         raise TypeError(f"`{name}` must be a jaxmaml.Task(support, query), got {_kind(value)}.")
     batch(f"{name}.support", value.support)

@@ -35,7 +35,7 @@ def test_a_small_run(task, tmp_path, capsys, monkeypatch):
             assert len(row["mean"]) == len(row["ci95"]) == 3
             assert np.isfinite(row["mean"]).all()
     printed = capsys.readouterr().out
-    assert "k=2" in printed
+    assert "k = 2" in printed
     assert "random initialisation" in printed
 
 
