@@ -57,9 +57,8 @@ def load(
       ImportError: Without the extra `data` (Pillow and pooch).
 
     Example:
-      >>> splits = jaxmaml.tasks.omniglot.load("path/to/omniglot")       # doctest: +SKIP
-      >>> splits.train.images.shape                                      # doctest: +SKIP
-      (1100, 20, 28, 28, 1)
+      splits = jaxmaml.tasks.omniglot.load("path/to/omniglot")
+      splits.train.images.shape  # (1100, 20, 28, 28, 1)
     """
     checks.one_of("split", split, ("paper", "background"))
     checks.one_of("resampling", resampling, ("lanczos", "nearest"))
