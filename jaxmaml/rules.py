@@ -88,6 +88,7 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
       [0.6000000238418579, 0.800000011920929]
       >>> jax.jacobian(lambda g: clip.update(g, clip.init(g))[0])(jnp.zeros(2)).tolist()
       [[1.0, 0.0], [0.0, 1.0]]
+
     References:
       Pascanu et al., 2012, https://arxiv.org/abs/1211.5063
     """

@@ -32,6 +32,7 @@ def batch_norm(
       >>> import jax.numpy as jnp, jaxmaml
       >>> jaxmaml.nn.batch_norm(jnp.array([[1.0], [3.0]]), epsilon=0.0).tolist()
       [[-1.0], [1.0]]
+
     References:
       Ioffe and Szegedy, 2015, https://arxiv.org/abs/1502.03167
     """
