@@ -22,18 +22,28 @@ def command_line(module: str) -> str:
     return shlex.join(["python", "-m", module, *words])
 
 
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of those packages that are installed."""
+    found = {dist.name.lower(): dist.version for dist in importlib.metadata.distributions() if dist.name}
+    return {package: found[package] for package in packages if package in found}
+
+
 def environment() -> dict[str, Any]:
     """Versions and device."""
-    packages = ("jaxmaml", "jax", "jaxlib", "flax", "optax", "chex", "numpy")
     device = jax.devices()[0]
     return {
         "python": platform.python_version(),
-        **{package: importlib.metadata.version(package) for package in packages},
+        **versions("jaxmaml", "jax", "jaxlib", "flax", "optax", "chex", "numpy"),
         "platform": jax.default_backend(),
         "device": device.device_kind,
         "cpu_cores": os.cpu_count(),
         "machine": platform.machine(),
     }
+
+
+def temporaries(compiled: Any) -> int:
+    """Bytes that XLA reserves for a compiled function beside its inputs and outputs."""
+    return compiled.memory_analysis().temp_size_in_bytes
 
 
 def write_json(path: pathlib.Path, result: dict[str, Any]) -> None:

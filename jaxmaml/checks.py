@@ -7,8 +7,9 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from jaxmaml.types import InnerRule, LossFn, MetaLearner, MetaState, PyTree, Task
+from jaxmaml.types import Execution, InnerRule, LossFn, MetaLearner, MetaState, PyTree, Task
 
 
 def positive_int(name: str, value: Any, at_least: int = 1) -> int:
@@ -114,6 +115,14 @@ def tasks(value: Any) -> int:
     return next(iter(sizes))
 
 
+def num_examples(query: Any) -> int:
+    """Every leaf of a query that is to be chunked must have the same leading axis; return its length."""
+    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(query)}
+    if len(sizes) != 1 or () in sizes:
+        raise ValueError(f"`query_chunk_size` needs leaves of the query with one leading axis, got {sorted(sizes)}.")
+    return sizes.pop()[0]
+
+
 def task(name: str, value: Any) -> None:
     """`value` must be a task with arrays in its support and its query."""
     if not isinstance(value, Task):
@@ -122,13 +131,42 @@ def task(name: str, value: Any) -> None:
     batch(f"{name}.query", value.query)
 
 
-def chunking(chunk_size: int | None, num_tasks: int) -> int:
-    """The number of tasks in a chunk, which must divide the number of tasks."""
+def execution(options: Execution) -> dict[str, Any]:
+    """Return `options` completed by the defaults, or raise where one is unknown or malformed."""
+    defaults = Execution(chunk_size="auto", query_chunk_size=None, mesh=None, remat="gradients", matmul_precision=None)
+    unknown = set(options) - set(defaults)
+    if unknown:
+        raise TypeError(f"Unexpected argument `{min(unknown)}`; how to execute is told by {', '.join(defaults)}.")
+    full: dict[str, Any] = {**defaults, **options}
+    if isinstance(full["chunk_size"], str):
+        one_of("chunk_size", full["chunk_size"], ("auto",))
+    for name in ("chunk_size", "query_chunk_size"):
+        if full[name] not in (None, "auto"):
+            positive_int(name, full[name])
+    if not isinstance(full["mesh"], (Mesh, type(None))):
+        raise TypeError(f"`mesh` must be a jax.sharding.Mesh such as jaxmaml.task_mesh(), got {_kind(full['mesh'])}.")
+    one_of("remat", full["remat"], ("none", "gradients", "steps", "recursive"))
+    try:
+        with jax.default_matmul_precision(full["matmul_precision"]):
+            pass
+    except ValueError as error:
+        raise ValueError(f"`matmul_precision` must be one that jax.default_matmul_precision takes: {error}") from None
+    return full
+
+
+def chunking(name: str, chunk_size: int | None, number: int, of: str) -> int:
+    """The number of tasks, or of examples, in a chunk: it must divide the whole."""
     if chunk_size is None:
-        return num_tasks
-    if num_tasks % chunk_size:
-        raise ValueError(f"`chunk_size` must divide the number of tasks, got {chunk_size} for {num_tasks} tasks.")
+        return number
+    if number % chunk_size:
+        raise ValueError(f"`{name}` must divide the number of {of}, got {chunk_size} for {number} {of}.")
     return chunk_size
+
+
+def sharding(mesh: Mesh, num_tasks: int) -> None:
+    """The number of tasks must be a multiple of the devices."""
+    if num_tasks % mesh.size:
+        raise ValueError(f"The {mesh.size} devices of `mesh` must divide the number of tasks, got {num_tasks} tasks.")
 
 
 def with_checked_output(loss_fn: LossFn) -> Callable[[PyTree, Any], tuple[jax.Array, Any]]:

@@ -5,9 +5,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from jaxmaml import checks
 from jaxmaml.inner_loop import make_inner_loop
+from jaxmaml.query_chunks import mean_over_chunks
 from jaxmaml.task_axis import value_and_mean_grad
 from jaxmaml.types import InnerRule, LossFn, MetaInfo, MetaLearner, MetaState, PyTree, Task
 
@@ -19,11 +21,16 @@ def make_learner(
     *,
     num_inner_steps: int,
     derivative: str,
-    chunk_size: int | None,
+    chunk_size: int | str | None,
+    query_chunk_size: int | None,
+    mesh: Mesh | None,
+    remat: str,
+    matmul_precision: str | None,
 ) -> MetaLearner:
     """Assemble a learner from a choice on each axis; its factory has checked the arguments."""
-    loss_fn = checks.with_checked_output(loss_fn)
-    inner_loop = make_inner_loop(loss_fn, rule, derivative)
+    loss_fn = _with_precision(checks.with_checked_output(loss_fn), matmul_precision)
+    query_loss_fn = mean_over_chunks(loss_fn, query_chunk_size)
+    inner_loop = make_inner_loop(loss_fn, rule, derivative, remat)
     outer = optax.with_extra_args_support(outer_optimizer)
     training_steps = num_inner_steps
 
@@ -49,10 +56,10 @@ def make_learner(
     def task_loss(meta: tuple[PyTree, PyTree], task: Task):
         params, rule_params = meta
         fast_params, trace = inner_loop(params, rule_params, task.support, training_steps)
-        loss, aux = loss_fn(fast_params, task.query)
+        loss, aux = query_loss_fn(fast_params, task.query)
         return loss, (loss, trace.support_loss, aux)
 
-    mean_gradient = value_and_mean_grad(task_loss, chunk_size)
+    mean_gradient = value_and_mean_grad(task_loss, chunk_size, mesh)
 
     def update(state: MetaState, tasks: Task) -> tuple[MetaState, MetaInfo]:
         checks.state(state)
@@ -80,3 +87,13 @@ def _pack(params: PyTree, rule_params: PyTree) -> PyTree:
 
 def _unpack(packed: Any, rule_params: PyTree) -> tuple[PyTree, PyTree]:
     return packed if jax.tree.leaves(rule_params) else (packed, rule_params)
+
+
+def _with_precision(loss_fn, matmul_precision: str | None):
+    """Trace `loss_fn` with products of `matmul_precision`; their derivatives inherit it."""
+
+    def loss(params, batch):
+        with jax.default_matmul_precision(matmul_precision):
+            return loss_fn(params, batch)
+
+    return loss_fn if matmul_precision is None else loss

@@ -100,6 +100,7 @@ def fit(
         checks.function("on_dispatch", on_dispatch)
     sample_task = as_pytree(sample_task)
 
+    state = _copy(state)  # Each dispatch overwrites the state it is given; the caller's is the caller's.
     histories = []
     with _progress_bar(num_steps, enabled=progress) as advance:
         for start in range(0, num_steps, steps_per_dispatch):
@@ -111,11 +112,11 @@ def fit(
                 raise _non_finite(state, histories, failed_at=int(np.argmin(is_finite)))
             advance(count, history)
             if on_dispatch is not None:
-                on_dispatch(state, history)
+                on_dispatch(_copy(state), history)
     return state, _joined(histories)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4, 5))
+@functools.partial(jax.jit, static_argnums=(0, 4, 5), donate_argnums=1)
 def _take_steps(learner, state, sample_task, key, num_steps, num_tasks):
     def step(state: MetaState, _):
         keys = jax.random.split(jax.random.fold_in(key, state.step), num_tasks)
@@ -128,6 +129,10 @@ def _take_steps(learner, state, sample_task, key, num_steps, num_tasks):
         return jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), new_state, state), (means, is_finite)
 
     return jax.lax.scan(step, state, length=num_steps)
+
+
+def _copy(state: MetaState) -> MetaState:
+    return jax.tree.map(jnp.copy, state)
 
 
 def _non_finite(state: MetaState, histories: list[MetaInfo], failed_at: int) -> NonFiniteError:

@@ -10,6 +10,9 @@ import pytest
 # Silent broadcasting is an error. Strict dtype promotion would be too, but optax's Adam does not pass it.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# Two devices, for the tests of task axes that are split; all else runs on the first.
+jax.config.update("jax_num_cpu_devices", 2)
+
 REPOSITORY = pathlib.Path(__file__).parent.parent
 
 

@@ -1,11 +1,13 @@
 """Model-agnostic meta-learning."""
 
+from typing import Unpack
+
 import optax
 
 from jaxmaml import checks
 from jaxmaml.outer_loop import make_learner
 from jaxmaml.rules import as_inner_rule, check_differentiable_at_zero
-from jaxmaml.types import InnerRule, LossFn, MetaLearner
+from jaxmaml.types import Execution, InnerRule, LossFn, MetaLearner
 
 
 def maml(
@@ -15,7 +17,7 @@ def maml(
     *,
     num_inner_steps: int,
     derivative: str = "mixed",
-    chunk_size: int | None = None,
+    **execution: Unpack[Execution],
 ) -> MetaLearner:
     r"""Learn an initialisation from which a few gradient steps learn a new task.
 
@@ -41,8 +43,8 @@ def maml(
         memory) is the default; `"reverse"` (exact; plain JAX, and the one that forward-mode
         differentiation of `adapt` needs); `"first_order"` (inner gradients taken as constants: no second
         derivatives, about a third cheaper in the paper).
-      chunk_size: How many tasks are executed at once; `None` for all. Fewer take less memory, and on a CPU
-        often less time, and change nothing but rounding. Must divide the number of tasks.
+      **execution: How the step is executed, at the same result: `chunk_size`, `query_chunk_size`, `mesh`, `remat`
+        and `matmul_precision`; see `jaxmaml.Execution`. The defaults are meant to be fast anywhere.
 
     Returns:
       `MetaLearner(init, adapt, update)`, pure functions:
@@ -54,7 +56,7 @@ def maml(
     Raises:
       TypeError: If an argument is of the wrong kind; in use: if `params` has a leaf that is not floating
         point, or `tasks` is not a `Task`.
-      ValueError: If `num_inner_steps` or `chunk_size` < 1, if `derivative` is unknown, or if
+      ValueError: If `num_inner_steps` or a chunk's size < 1, if `derivative` or another choice is unknown, or if
         `inner_optimizer` has a NaN derivative at a zero gradient (Adam with `eps_root=0`); in use: if the
         loss is not a scalar, if a batch is empty, or if leading axes differ.
 
@@ -88,8 +90,6 @@ def maml(
     checks.optimizer("outer_optimizer", outer_optimizer)
     checks.positive_int("num_inner_steps", num_inner_steps)
     checks.one_of("derivative", derivative, ("mixed", "reverse", "first_order"))
-    if chunk_size is not None:
-        checks.positive_int("chunk_size", chunk_size)
     rule = as_inner_rule(inner_optimizer)
     if derivative != "first_order":  # Its meta-gradient never meets the derivative of the rule.
         check_differentiable_at_zero(rule)
@@ -99,5 +99,5 @@ def maml(
         outer_optimizer,
         num_inner_steps=num_inner_steps,
         derivative=derivative,
-        chunk_size=chunk_size,
+        **checks.execution(execution),
     )

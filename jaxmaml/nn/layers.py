@@ -2,12 +2,15 @@
 
 import functools
 import itertools
+import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import linen
 
 from jaxmaml import checks
+from jaxmaml.nn.streaming import group_size, map_groups
 
 
 def batch_norm(
@@ -51,18 +54,56 @@ def batch_norm(
 class BatchNorm(linen.Module):
     """`batch_norm` with a learned shift and, with `use_scale`, a learned scale.
 
-    The original MAML code shifts but does not scale.
+    The original MAML code shifts but does not scale. Called as `BatchNorm()(x, layer, pool)` it gives
+    `pool(batch_norm(layer(x)))` without ever holding all of `layer(x)` on a CPU: see `normalised_layer`.
     """
 
     use_scale: bool = False
     epsilon: float = 1e-3
 
     @linen.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        channels = x.shape[-1:]
-        scale = self.param("scale", linen.initializers.ones, channels, x.dtype) if self.use_scale else None
-        bias = self.param("bias", linen.initializers.zeros, channels, x.dtype)
-        return batch_norm(x, scale, bias, self.epsilon)
+    def __call__(
+        self,
+        x: jax.Array,
+        layer: Callable[[jax.Array], jax.Array] | None = None,
+        pool: Callable[[jax.Array], jax.Array] | None = None,
+    ) -> jax.Array:
+        normed = x if layer is None else jax.eval_shape(layer, x)
+        channels = normed.shape[-1:]
+        scale = self.param("scale", linen.initializers.ones, channels, normed.dtype) if self.use_scale else None
+        bias = self.param("bias", linen.initializers.zeros, channels, normed.dtype)
+        if layer is None:
+            return batch_norm(x, scale, bias, self.epsilon)
+        if scale is not None:
+            raise ValueError("`layer` needs `use_scale=False`: pooling commutes with positive scales only.")
+        return normalised_layer(layer, x, bias, pool or (lambda y: y), self.epsilon)
+
+
+def normalised_layer(layer, x, bias, pool, epsilon):
+    r"""`pool(batch_norm(layer(x), bias=bias))` for a `layer` of single examples and a monotone `pool`.
+
+    Examples are taken in groups: each gives its pooled outputs, the mean of `layer(x)` and the variance
+    around it, `var = mean_g var_g + var_g mean_g`. Pooling comes first, since a maximum commutes with the
+    increasing function that normalisation is, and so has less to normalise.
+    """
+
+    def group(x):
+        y = layer(x)
+        axes = tuple(range(y.ndim - 1))
+        mean = jnp.mean(y, axes)
+        return pool(y), mean, jnp.mean(jnp.square(y - jnp.expand_dims(mean, axes)), axes)
+
+    whole = jax.eval_shape(layer, x)
+    bytes_per_example = 2 * whole.dtype.itemsize * math.prod(whole.shape[1:])
+    if group_size(x.shape[0], bytes_per_example) == x.shape[0]:
+        return pool(batch_norm(layer(x), None, bias, epsilon))
+    pooled, means, variances = map_groups(group, x, bytes_per_example)
+    pooled = pooled.reshape(x.shape[0], *pooled.shape[2:])
+    mean = jnp.mean(means, 0)
+    variance = jnp.mean(variances, 0) + jnp.mean(jnp.square(means - mean[None]), 0)
+    axes = tuple(range(pooled.ndim - 1))
+    gain = jnp.expand_dims(jax.lax.rsqrt(variance + epsilon), axes)
+    return (pooled - jnp.expand_dims(mean, axes)) * gain + jnp.expand_dims(bias, axes)
 
 
 def max_pool(x: jax.Array, window: int = 2) -> jax.Array:

@@ -1,5 +1,6 @@
 """The MAML paper's models."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -78,6 +79,7 @@ class Conv4(linen.Module):
     pool: bool
     spatial_mean: bool
     head_init: Callable[..., Any]
+    conv_general_dilated: Callable[..., jax.Array] = conv_general_dilated
 
     @classmethod
     def omniglot(cls, num_ways: int, features: int = 64) -> "Conv4":
@@ -96,15 +98,18 @@ class Conv4(linen.Module):
         if x.ndim != 4:
             raise ValueError(f"`x` must be images [num_examples, height, width, channels], got shape {x.shape}.")
         for _ in range(4):
-            x = linen.Conv(
+            conv = linen.Conv(
                 self.features,
                 kernel_size=(3, 3),
                 strides=1 if self.pool else 2,
                 kernel_init=linen.initializers.xavier_uniform(),
-                conv_general_dilated=conv_general_dilated,
-            )(x)
-            x = linen.relu(BatchNorm()(x))
-            if self.pool:
-                x = max_pool(x)
+                conv_general_dilated=self.conv_general_dilated,
+            )
+            if self.is_initializing():
+                conv(x)
+            module, variables = conv.unbind()
+            apply: Callable[..., Any] = module.apply
+            layer = functools.partial(apply, variables)
+            x = linen.relu(BatchNorm()(x, layer, max_pool if self.pool else None))
         x = jnp.mean(x, axis=(1, 2)) if self.spatial_mean else x.reshape(x.shape[0], -1)
         return linen.Dense(self.num_ways, kernel_init=self.head_init)(x)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxmaml.nn import conv_general_dilated
+from jaxmaml.nn import conv_general_dilated, streaming
 
 DIMS = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
 
@@ -69,22 +69,83 @@ def test_negative_padding(x64):
 
 OTHER = {
     "channels first": {"dimension_numbers": ("NCHW", "OIHW", "NCHW")},
+    "channels first in, last out": {"dimension_numbers": ("NCHW", "HWIO", "NHWC")},
+    "odd order": {"dimension_numbers": ("HNCW", "OHIW", "WCNH")},
     "groups": {"dimension_numbers": DIMS[2], "feature_group_count": 2},
+    "depthwise": {"dimension_numbers": DIMS[2], "feature_group_count": 4},
     "input dilation": {"dimension_numbers": DIMS[2], "lhs_dilation": (2, 1), "padding": [(1, 2), (0, 1)]},
+    "all at once": {
+        "dimension_numbers": ("NCHW", "OIHW", "NCHW"),
+        "feature_group_count": 2,
+        "lhs_dilation": (1, 3),
+        "rhs_dilation": (2, 1),
+        "window_strides": (1, 2),
+        "padding": [(5, -1), (2, 4)],
+    },
+    "batch groups": {"dimension_numbers": DIMS[2], "batch_group_count": 2},
 }
 
 
 @pytest.mark.parametrize("case", OTHER)
-def test_what_it_leaves_to_lax(x64, case):
+def test_layouts_groups_and_dilations(x64, case):
     rng = np.random.default_rng(1)
-    x, kernel = jnp.asarray(rng.normal(size=(2, 4, 4, 4))), jnp.asarray(rng.normal(size=(4, 4, 4, 4)))
-    if case == "groups":
-        kernel = kernel[:, :, :2]
     options = {"window_strides": (1, 1), "padding": "SAME", **OTHER[case]}
-    np.testing.assert_allclose(
-        conv_general_dilated(x, kernel, **options), lax.conv_general_dilated(x, kernel, **options), rtol=1e-12
-    )
-    assert "conv_general_dilated" in str(jax.make_jaxpr(lambda x, k: conv_general_dilated(x, k, **options))(x, kernel))
+    shape = [4, 4, 4, 4]
+    groups = options.get("feature_group_count", 1)
+    shape[options["dimension_numbers"][1].index("I")] //= groups
+    x, kernel = jnp.asarray(rng.normal(size=(4, 4, 4, 4))), jnp.asarray(rng.normal(size=shape))
+
+    def value_and_slopes(conv):
+        def run(x, kernel):
+            return jnp.sum(jnp.sin(conv(x, kernel, **options)))
+
+        slopes = jax.grad(run, (0, 1))
+        return conv(x, kernel, **options), slopes(x, kernel), jax.jvp(slopes, (x, kernel), (kernel_like(x), kernel))[1]
+
+    ours, theirs = value_and_slopes(conv_general_dilated), value_and_slopes(lax.conv_general_dilated)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10)
+    jaxpr = str(jax.make_jaxpr(lambda x, k: conv_general_dilated(x, k, **options))(x, kernel))
+    assert ("conv_general_dilated" in jaxpr) == (case == "batch groups")
+
+
+def kernel_like(x):
+    return jnp.cos(x)
+
+
+def test_lowering_can_be_chosen():
+    x, kernel = arrays(2)
+    program = jax.make_jaxpr(
+        lambda x, k: conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=DIMS[2], lowering="lax")
+    )(x, kernel)
+    assert "conv_general_dilated" in str(program)
+    with pytest.raises(ValueError, match="`lowering` must be one of 'auto', 'matmul', 'lax'"):
+        conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=DIMS[2], lowering="fft")
+
+
+def test_groups_of_examples_change_nothing(x64, monkeypatch):
+    """Windows are gathered for as many examples as fit; and their derivatives, under vmap over kernels."""
+    rng = np.random.default_rng(4)
+    x, kernels = jnp.asarray(rng.normal(size=(6, 5, 5, 2))), jnp.asarray(rng.normal(size=(2, 3, 3, 2, 3)))
+
+    def run():
+        def loss(x, kernel):
+            y = conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=DIMS[2])
+            return jnp.sum(jnp.sin(y))
+
+        def slopes(x, kernel):
+            return jax.jvp(jax.grad(loss, (0, 1)), (x, kernel), (jnp.cos(x), jnp.sin(kernel)))
+
+        assert_scans = "scan" in str(jax.make_jaxpr(slopes)(x, kernels[0]))
+        return assert_scans, jax.vmap(slopes, (None, 0))(x, kernels)
+
+    scans, whole = run()
+    assert not scans
+    monkeypatch.setattr(streaming, "_GROUP_BYTES", 2 * 25 * 9 * 2 * 8)
+    scans, grouped = run()
+    assert scans
+    for a, b in zip(jax.tree.leaves(grouped), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
 
 
 def test_becomes_a_matrix_product_under_vmap():

@@ -8,7 +8,7 @@ from flax import linen
 from jax import lax
 
 import jaxmaml
-from jaxmaml.nn import MLP, BatchNorm, Conv4, batch_norm, max_pool
+from jaxmaml.nn import MLP, BatchNorm, Conv4, batch_norm, max_pool, streaming
 
 
 def test_batch_norm_equals_flax():
@@ -108,3 +108,29 @@ def test_conv4_spatial_sizes_are_the_papers():
     )
     sizes = [seen["intermediates"][f"Conv_{i}"]["__call__"][0].shape[1] for i in range(4)]
     assert sizes == [14, 7, 4, 2]
+
+
+def test_streamed_normalisation_is_batch_norm(x64, monkeypatch):
+    """`BatchNorm()(x, layer, max_pool)` in groups of examples: values, first and second derivatives."""
+    rng = np.random.default_rng(5)
+    x, w = jnp.asarray(rng.normal(size=(6, 4, 4, 2))), jnp.asarray(rng.normal(size=(2, 3)))
+    norm = jaxmaml.nn.BatchNorm()
+    variables = {"params": {"bias": jnp.array([0.1, -0.2, 0.3])}}
+
+    def streamed(w):
+        return norm.apply(variables, x, lambda x: x @ w, jaxmaml.nn.max_pool)
+
+    def plain(w):
+        return jaxmaml.nn.max_pool(jaxmaml.nn.batch_norm(x @ w, None, variables["params"]["bias"]))
+
+    def all_of(function):
+        slope = jax.grad(lambda w: jnp.sum(jnp.sin(function(w))))
+        return function(w), slope(w), jax.jvp(slope, (w,), (jnp.cos(w),))[1]
+
+    expected = all_of(plain)
+    for size in (1, 2, 3, 6):
+        monkeypatch.setattr(streaming, "_GROUP_BYTES", size * 16 * 3 * 8 * 2)
+        for a, b in zip(all_of(streamed), expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12)
+    with pytest.raises(ValueError, match="use_scale=False"):
+        jaxmaml.nn.BatchNorm(use_scale=True).init(jax.random.key(0), x, lambda x: x @ w)

@@ -1,0 +1,109 @@
+"""The meta-steps that are timed: model, shapes and step size."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen
+from jax import lax
+
+import jaxmaml
+from benchmarks.models import ResNet12, Transformer
+from jaxmaml.nn import batch_norm
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One outer step on tasks of random inputs.
+
+    Attributes:
+      model: Name of the model, as `benchmarks.rivals` knows it.
+      num_ways, num_shots, num_queries, num_tasks: Of a task, and of the step; queries for each class.
+      num_inner_steps, step_size: Of gradient descent on the support loss.
+    """
+
+    model: str
+    num_ways: int
+    num_shots: int
+    num_queries: int
+    num_tasks: int
+    num_inner_steps: int
+    step_size: float
+
+    def network(self, plain: bool = False) -> Any:
+        """The flax model; `plain` with XLA's own convolution and pooling, as one would write it without jaxmaml."""
+        conv = lax.conv_general_dilated if plain else jaxmaml.nn.conv_general_dilated
+        ours = jaxmaml.nn.Conv4
+        return {
+            "mlp": lambda: jaxmaml.nn.MLP(),
+            "conv4-omniglot": lambda: PlainConv4(self.num_ways, 64, 2) if plain else ours.omniglot(self.num_ways),
+            "conv4-mini": lambda: PlainConv4(self.num_ways, 32, 1) if plain else ours.mini_imagenet(self.num_ways),
+            "resnet12": lambda: ResNet12(self.num_ways, conv_general_dilated=conv),
+            "transformer": lambda: Transformer(self.num_ways),
+        }[self.model]()
+
+    def loss_fn(self, plain: bool = False) -> jaxmaml.LossFn:
+        apply = self.network(plain).apply
+        return jaxmaml.mean_squared_error(apply) if self.model == "mlp" else jaxmaml.cross_entropy(apply)
+
+    def problem(self, dtype: Any = np.float32) -> tuple[Any, jaxmaml.Task]:
+        """Parameters and a batch of tasks, in NumPy, from a fixed seed."""
+        rng = np.random.default_rng(0)
+
+        def batch(num_examples):
+            labels = np.tile(np.arange(self.num_ways), (self.num_tasks, num_examples)).astype(np.int32)
+            shape = (*labels.shape, *_SHAPES[self.model])
+            if self.model == "transformer":
+                return rng.integers(64, size=shape, dtype=np.int32), labels
+            inputs = rng.normal(size=shape).astype(dtype)
+            return inputs, rng.normal(size=shape).astype(dtype) if self.model == "mlp" else labels
+
+        tasks = jaxmaml.Task(batch(self.num_shots), batch(self.num_queries))
+        params = self.network().init(jax.random.key(0), tasks.support[0][0])
+        return jax.tree.map(lambda p: np.asarray(p, dtype), params), tasks
+
+
+_SHAPES = {
+    "mlp": (1,),
+    "conv4-omniglot": (28, 28, 1),
+    "conv4-mini": (84, 84, 3),
+    "resnet12": (32, 32, 3),
+    "transformer": (16,),
+}
+
+CASES = {
+    "omniglot-5w1s-1step": Case("conv4-omniglot", 5, 1, 1, 32, 1, 0.4),
+    "omniglot-5w1s-5steps": Case("conv4-omniglot", 5, 1, 1, 32, 5, 0.1),
+    "omniglot-20w1s-5steps": Case("conv4-omniglot", 20, 1, 1, 16, 5, 0.1),
+    "mini-imagenet-5w1s-5steps": Case("conv4-mini", 5, 1, 15, 4, 5, 0.01),
+    "sinusoid-1step": Case("mlp", 1, 10, 10, 25, 1, 0.01),
+    "sinusoid-5steps": Case("mlp", 1, 10, 10, 25, 5, 0.01),
+    "resnet12-5w1s-1step": Case("resnet12", 5, 1, 1, 2, 1, 0.01),
+    "transformer-5w5s-5steps": Case("transformer", 5, 5, 5, 16, 5, 0.01),
+}
+
+
+class PlainConv4(linen.Module):
+    """Conv4 from flax's own layers, with the parameter names of `jaxmaml.nn.Conv4`."""
+
+    num_ways: int
+    features: int
+    stride: int
+
+    @linen.compact
+    def __call__(self, x):
+        for index in range(4):
+            x = linen.Conv(self.features, (3, 3), self.stride)(x)
+            x = linen.relu(batch_norm(x, None, _Shift(name=f"BatchNorm_{index}")(x)))
+            if self.stride == 1:
+                x = linen.max_pool(x, (2, 2), (2, 2))
+        x = x.reshape(x.shape[0], -1) if self.stride == 1 else jnp.mean(x, axis=(1, 2))
+        return linen.Dense(self.num_ways)(x)
+
+
+class _Shift(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        return self.param("bias", linen.initializers.zeros, x.shape[-1:])

@@ -1,0 +1,72 @@
+"""Floating-point operations of a computation's products, and the rate at which this machine multiplies."""
+
+import math
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core as jex_core
+
+import jaxmaml
+from benchmarks.cases import Case
+
+
+def needed(case: Case) -> int:
+    """Operations in the matrix products and convolutions of one meta-step, reverse over reverse, nothing twice."""
+    params, tasks = case.problem()
+    task = jax.tree.map(lambda leaf: leaf[0], tasks)
+    loss_of = case.loss_fn(plain=True)
+
+    def loss_fn(params, batch):
+        value = loss_of(params, batch)
+        return value[0] if isinstance(value, tuple) else value
+
+    def query_loss(params, task: jaxmaml.Task):
+        for _ in range(case.num_inner_steps):
+            grads = jax.grad(loss_fn)(params, task.support)
+            params = jax.tree.map(lambda p, g: p - case.step_size * g, params, grads)
+        return loss_fn(params, task.query)
+
+    return case.num_tasks * count(jax.make_jaxpr(jax.grad(query_loss))(params, task).jaxpr)
+
+
+def count(jaxpr) -> int:
+    """Multiplications and additions in the products of `jaxpr`, loops included."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            (contracting, _), _ = eqn.params["dimension_numbers"]
+            lhs, out = eqn.invars[0].aval, eqn.outvars[0].aval
+            total += 2 * out.size * math.prod(lhs.shape[axis] for axis in contracting)
+        elif eqn.primitive.name == "conv_general_dilated":
+            dims = eqn.params["dimension_numbers"]
+            lhs, rhs = (var.aval for var in eqn.invars)
+            window = math.prod(rhs.shape[axis] for axis in dims.rhs_spec[2:])
+            # Of the two ways to count, the smaller one: zeros between the inputs of a dilated one are not multiplied.
+            by_output = eqn.outvars[0].aval.size * window * rhs.shape[dims.rhs_spec[1]]
+            by_input = lhs.size * window * rhs.shape[dims.rhs_spec[0]]
+            total += 2 * min(by_output, by_input)
+        inside = sum(count(sub) for sub in jex_core.jaxprs_in_params(eqn.params))
+        total += inside * eqn.params.get("length", 1)
+    return total
+
+
+def product_rates() -> dict[str, float]:
+    """Operations per second of a large product, and of 32 of the size of Conv4-64's second convolution."""
+
+    def rate(*shapes: tuple[int, ...]) -> float:
+        rng = np.random.default_rng(0)
+        a, b = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
+        product = jax.jit(jnp.matmul).lower(a, b).compile()
+        seconds = []
+        for _ in range(12):
+            start = time.perf_counter()
+            jax.block_until_ready(product(a, b))
+            seconds.append(time.perf_counter() - start)
+        return 2 * a.size * b.shape[-1] / float(np.median(seconds[2:]))
+
+    return {
+        "2048 x 2048 x 2048": rate((2048, 2048), (2048, 2048)),
+        "32 of 245 x 576 x 64": rate((32, 245, 576), (32, 576, 64)),
+    }

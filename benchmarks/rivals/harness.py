@@ -1,0 +1,108 @@
+"""What the rivals share: one rival is a way to build `tasks -> (loss, meta-gradient)`.
+
+Each rival module has `meta_gradient(model, params, *, num_inner_steps, step_size)`, which returns that function. It
+reads `params` in place, so an optimizer may move them between calls.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+import jaxmaml
+from benchmarks.rivals import torch_models
+
+Tensors = dict[str, torch.Tensor]
+MetaGradient = Callable[[jaxmaml.Task], tuple[torch.Tensor, Tensors]]
+
+
+class Net(torch.nn.Module):
+    """A model as a module, for the libraries that adapt modules."""
+
+    def __init__(self, model: str, params: Tensors):
+        super().__init__()
+        self.model, self.names = model, tuple(params)
+        for name, value in params.items():
+            self.register_parameter(name, value)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch_models.loss(self.model, {name: getattr(self, name) for name in self.names}, x, y)
+
+
+def make_step(
+    build: Callable[..., MetaGradient],
+    model: str,
+    params: dict,
+    tasks: jaxmaml.Task,
+    *,
+    channels_last: bool = True,
+    **options: Any,
+) -> Callable[[], tuple[torch.Tensor, Tensors]]:
+    """Prepare one meta-step; `step()` returns the loss and the gradients in torch's own form.
+
+    Task after task on a CPU, channels last in memory is a tenth faster on conv4-mini and no slower on conv4-omniglot.
+    """
+    meta_gradient = build(model, _parameters(model, params), **options)
+    return functools.partial(meta_gradient, torch_models.to_torch_tasks(model, tasks, channels_last))
+
+
+def make_training(
+    build: Callable[..., MetaGradient],
+    params: dict,
+    *,
+    num_tasks: int,
+    num_shots: int,
+    outer_step_size: float,
+    **options: Any,
+) -> Callable[[], torch.Tensor]:
+    """Prepare outer iterations on sinusoids: sample tasks, differentiate, move the initial parameters by Adam."""
+    parameters = _parameters("mlp", params)
+    meta_gradient = build("mlp", parameters, **options)
+    optimizer = torch.optim.Adam(parameters.values(), outer_step_size, fused=True)
+    dtype = next(iter(parameters.values())).dtype
+
+    def uniform(low, high, *shape):
+        return torch.empty(num_tasks, *shape, 1, dtype=dtype, device=torch_models.DEVICE).uniform_(low, high)
+
+    def iterate():
+        x = uniform(-5.0, 5.0, 2 * num_shots)
+        y = uniform(0.1, 5.0, 1) * torch.sin(x - uniform(0.0, math.pi, 1))
+        (x_support, x_query), (y_support, y_query) = x.split(num_shots, 1), y.split(num_shots, 1)
+        loss, grads = meta_gradient(jaxmaml.Task((x_support, y_support), (x_query, y_query)))
+        for name, value in parameters.items():
+            value.grad = grads[name]
+        optimizer.step()
+        return loss
+
+    return iterate
+
+
+def as_numpy(model: str, loss: torch.Tensor, grads: Tensors) -> tuple[float, dict]:
+    """Convert a step's result to flax's layout, for comparison."""
+    return float(loss), torch_models.to_flax(model, grads)
+
+
+def over_tasks(params: Tensors, query_loss: Callable[..., torch.Tensor]) -> MetaGradient:
+    """Differentiate the mean of `query_loss(x_support, y_support, x_query, y_query)`, task after task.
+
+    One backward pass a task frees its graph before the next is built, as the libraries' examples do.
+    """
+
+    def meta_gradient(tasks):
+        for value in params.values():
+            value.grad = None
+        total = 0.0
+        num_tasks = len(tasks.query[0])
+        for task in zip(*tasks.support, *tasks.query, strict=True):
+            loss = query_loss(*task) / num_tasks
+            loss.backward()
+            total = total + loss.detach()
+        return total, {name: value.grad for name, value in params.items()}
+
+    return meta_gradient
+
+
+def _parameters(model: str, params: dict) -> Tensors:
+    return {name: torch.nn.Parameter(value) for name, value in torch_models.to_torch(model, params).items()}

@@ -1,0 +1,32 @@
+"""The query loss over more examples than fit at once."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxmaml import checks
+from jaxmaml.types import PyTree
+
+_Loss = Callable[[PyTree, Any], tuple[jax.Array, Any]]
+
+
+def mean_over_chunks(loss_fn: _Loss, chunk_size: int | None) -> _Loss:
+    """`loss_fn` as the mean over chunks of its batch, one at a time, in the derivative too.
+
+    Equal to `loss_fn` where that is a mean over examples that do not see each other. Scalars of the aux are
+    averaged, arrays joined along their first axis.
+    """
+    if chunk_size is None:
+        return loss_fn
+
+    def chunked(params, batch):
+        size = checks.chunking("query_chunk_size", chunk_size, checks.num_examples(batch), "query examples")
+        chunks = jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), batch)
+        one = jax.checkpoint(lambda chunk: loss_fn(params, chunk), prevent_cse=False)
+        losses, aux = jax.lax.map(one, chunks)
+        joined = jax.tree.map(lambda a: jnp.mean(a, 0) if a.ndim == 1 else a.reshape(-1, *a.shape[2:]), aux)
+        return jnp.mean(losses), joined
+
+    return chunked

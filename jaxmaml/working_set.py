@@ -1,0 +1,70 @@
+"""What a computation holds in memory at once, counted on its program, and the chunk of tasks that fits."""
+
+from collections.abc import Callable
+
+import jax
+import jax.core
+from jax.extend import core as jex_core
+
+# On a CPU: up to it a chunk stays in the second-level cache of a core (1 MiB where this was measured: 25 sinusoid tasks
+# of 0.09 MB take 0.44 ms an outer step at once and 0.29 ms in chunks of 5, Conv4 of 6 MB is fastest one by one).
+_CPU_BYTES = 1_000_000
+
+# On other devices few big launches are best: as much as fits, with room for the parameters and for other work.
+_DEVICE_SHARE = 0.5
+
+
+def chunk_that_fits(function: Callable, params, one_task, *, num_tasks: int) -> tuple[int, str]:
+    """Choose how many tasks to execute at once: the largest divisor of their number that fits.
+
+    Args:
+      function: `(params, tasks) -> any`.
+      params: Its parameters.
+      one_task: A batch of one task.
+      num_tasks: Size of the batch that is to be divided.
+
+    Returns:
+      `(size, reason)`.
+    """
+    working_set = peak_bytes(jax.make_jaxpr(function)(params, one_task).jaxpr)
+    platform = jax.default_backend()
+    if platform == "cpu":
+        room, kind = _CPU_BYTES, "the cache"
+    else:
+        stats = jax.local_devices()[0].memory_stats() or {}
+        room, kind = int(_DEVICE_SHARE * stats.get("bytes_limit", 1 << 62)), "the device"
+    fits = max(1, room // max(1, working_set))
+    size = max(size for size in range(1, min(fits, num_tasks) + 1) if num_tasks % size == 0)
+    return size, f"one holds about {working_set / 1e6:.3g} MB, and {room / 1e6:.3g} MB fit {kind} ({platform})."
+
+
+def peak_bytes(jaxpr) -> int:
+    """The most bytes that are alive at any time while `jaxpr` runs equation by equation, its inputs apart.
+
+    XLA fuses equations and so needs less; within a factor of a few it is what the compiled program
+    allocates, without the time to compile it.
+    """
+    last_use = {}
+    for index, eqn in enumerate(jaxpr.eqns):
+        for var in eqn.invars:
+            if not isinstance(var, jex_core.Literal):
+                last_use[var] = index
+    for var in jaxpr.outvars:
+        if not isinstance(var, jex_core.Literal):
+            last_use[var] = len(jaxpr.eqns)
+    made = set()
+    alive = peak = 0
+    for index, eqn in enumerate(jaxpr.eqns):
+        inside = max((peak_bytes(sub) for sub in jex_core.jaxprs_in_params(eqn.params)), default=0)
+        outputs = [var for var in eqn.outvars if var in last_use]
+        alive += sum(_num_bytes(var.aval) for var in outputs)
+        made.update(outputs)
+        peak = max(peak, alive + inside)
+        for var in {var for var in eqn.invars if not isinstance(var, jex_core.Literal)}:
+            if var in made and last_use[var] == index:
+                alive -= _num_bytes(var.aval)
+    return peak
+
+
+def _num_bytes(aval) -> int:
+    return getattr(aval, "size", 0) * getattr(getattr(aval, "dtype", None), "itemsize", 0)

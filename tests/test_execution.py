@@ -1,0 +1,199 @@
+"""How an outer step is executed does not change what it computes."""
+
+import logging
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxmaml
+from jaxmaml import working_set
+from jaxmaml.remat import remat_scan
+from tests import problems
+
+INNER = {"sgd": optax.sgd(0.1), "adam": optax.adam(0.01, eps_root=1e-8)}
+
+
+def gradient(num_tasks=4, inner="sgd", num_inner_steps=3, **options):
+    params, tasks = problems.mlp_params(jnp.float64), problems.mlp_tasks(num_tasks, jnp.float64)
+    learner = problems.maml(problems.mlp_loss, INNER[inner], num_inner_steps, **options)
+    return problems.meta_gradient(learner, params, tasks)
+
+
+def plainly(**options):
+    return gradient(derivative="reverse", remat="none", chunk_size=None, **options)
+
+
+@pytest.mark.parametrize("inner", INNER)
+@pytest.mark.parametrize("derivative", ["mixed", "reverse"])
+@pytest.mark.parametrize("remat", ["none", "gradients", "steps", "recursive"])
+def test_remat_changes_nothing(x64, remat, derivative, inner):
+    for num_inner_steps in (1, 12):  # 12 steps in blocks of 4 x 4: some are skipped.
+        options = {"inner": inner, "num_inner_steps": num_inner_steps}
+        ours = gradient(remat=remat, derivative=derivative, **options)
+        np.testing.assert_allclose(ours, plainly(**options), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("length", [1, 2, 10, 11, 100, 101])
+def test_recursive_scan_is_a_scan(x64, length):
+    def step(carry, index):
+        carry = jnp.sin(carry) + 0.01 * index
+        return carry, {"square": carry**2, "index": index}
+
+    ours = jax.jit(lambda c: remat_scan(step, c, length, "recursive"))(0.3)
+    theirs = jax.lax.scan(step, 0.3, jnp.arange(length))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-13)
+
+
+def test_remat_is_for_memory():
+    """From all that JAX keeps, to a carry and a gradient a step, to a carry a step, to few carries."""
+
+    def temporaries(**options):
+        params, tasks = problems.mlp_params(), problems.mlp_tasks(2, num_examples=64)
+        learner = problems.maml(problems.mlp_loss, INNER["adam"], 100, chunk_size=None, **options)
+        compiled = jax.jit(learner.update).lower(learner.init(params), tasks).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    plain = temporaries(derivative="reverse", remat="none")
+    gradients, steps, recursive = (temporaries(remat=remat) for remat in ("gradients", "steps", "recursive"))
+    assert plain > 4 * gradients
+    assert gradients > 1.15 * steps
+    assert steps > 2 * recursive
+
+
+@pytest.mark.parametrize("chunk_size", ["auto", 1, 2, None])
+def test_a_mesh_changes_nothing(x64, chunk_size):
+    mesh = jaxmaml.task_mesh()
+    assert mesh.size == 2
+    ours = gradient(mesh=mesh, chunk_size=chunk_size)
+    np.testing.assert_allclose(ours, plainly(), rtol=1e-12, atol=1e-14)
+
+
+def test_a_mesh_keeps_tasks_apart(x64):
+    """The trap of `shard_map`: an inner gradient summed over devices. Tasks that differ by a factor would show it."""
+    centres = jnp.array([[1.0], [10.0], [100.0], [1000.0]])
+    mesh = jaxmaml.task_mesh()
+    learner = problems.maml(problems.quadratic_loss, num_inner_steps=2, mesh=mesh)
+    state, info = jax.jit(learner.update)(learner.init({"theta": jnp.zeros(1)}), jaxmaml.Task(centres, centres))
+    np.testing.assert_allclose(info.support_loss[:, 0], 0.5 * centres[:, 0] ** 2, rtol=1e-12)
+    np.testing.assert_allclose(info.query_loss, 0.5 * (0.81 * centres[:, 0]) ** 2, rtol=1e-12)
+    np.testing.assert_allclose(state.params["theta"], 0.81**2 * jnp.mean(centres, 0), rtol=1e-12)
+
+
+def test_a_mesh_composes(x64):
+    """Under fit's scan, with inputs already split over the devices, and in a derivative by a hyperparameter."""
+    mesh = jaxmaml.task_mesh()
+    tasks = problems.mlp_tasks(4, jnp.float64)
+    split = jax.device_put(tasks, jax.NamedSharding(mesh, jax.P("tasks")))
+    params = problems.mlp_params(jnp.float64)
+
+    def meta_loss(log_rate, tasks, **options):
+        learner = problems.maml(problems.mlp_loss, optax.sgd(jnp.exp(log_rate)), 2, **options)
+        return jnp.mean(learner.update(learner.update(learner.init(params), tasks)[0], tasks)[1].query_loss)
+
+    slope = jax.jit(jax.grad(lambda rate: meta_loss(rate, split, mesh=mesh)))(-2.0)
+    np.testing.assert_allclose(slope, jax.grad(meta_loss)(-2.0, tasks, derivative="reverse"), rtol=1e-10)
+    learner = problems.maml(problems.mlp_loss, mesh=mesh)
+    _, infos = jax.lax.scan(lambda s, _: learner.update(s, tasks), learner.init(params), length=3)
+    one = problems.maml(problems.mlp_loss)
+    _, expected = jax.lax.scan(lambda s, _: one.update(s, tasks), one.init(params), length=3)
+    np.testing.assert_allclose(infos.query_loss, expected.query_loss, rtol=1e-10)
+
+
+def test_task_mesh_makes_a_device_of_each_core():
+    program = """
+        import warnings, jax, jaxmaml
+        assert jaxmaml.task_mesh().size == CORES
+        assert jaxmaml.task_mesh().size == CORES
+    """
+    late = """
+        import warnings, jax, jaxmaml
+        jax.numpy.ones(1) + 1
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert jaxmaml.task_mesh().size == 1
+        assert CORES == 1 or "call it first" in str(caught[0].message), caught
+    """
+    for text in (program, late):
+        code = "import os; CORES = len(os.sched_getaffinity(0))\n" + textwrap.dedent(text)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_auto_chunks_say_what_they_pick(caplog, monkeypatch):
+    params, tasks = problems.mlp_params(), problems.mlp_tasks(12)
+    picked = {}
+    for room in (4_000_000, 20_000, 1):
+        monkeypatch.setattr(working_set, "_CPU_BYTES", room)
+        with caplog.at_level(logging.INFO, logger="jaxmaml"):
+            learner = problems.maml(problems.mlp_loss)
+            jax.eval_shape(learner.update, learner.init(params), tasks)
+        picked[room] = caplog.records[-1].args[0]
+    assert picked[4_000_000] == 12
+    assert 1 < picked[20_000] < 12
+    assert picked[1] == 1
+    assert "fit the cache (cpu)" in caplog.text
+
+
+def test_the_working_set_is_what_xla_reserves():
+    loss_fn, params, tasks = problems.conv_problem(jnp.float32, num_tasks=1)
+    learner = problems.maml(loss_fn, chunk_size=None)
+    state = learner.init(params)
+    counted = working_set.peak_bytes(jax.make_jaxpr(learner.update)(state, tasks).jaxpr)
+    reserved = jax.jit(learner.update).lower(state, tasks).compile().memory_analysis().temp_size_in_bytes
+    assert 0.4 < counted / reserved < 2.5
+
+
+def test_queries_in_chunks(x64):
+    for size in (1, 2, 6):
+        np.testing.assert_allclose(gradient(query_chunk_size=size), plainly(), rtol=1e-12, atol=1e-14)
+
+    def loss_fn(params, batch):
+        residuals = problems.mlp(params, batch[0]) - batch[1]
+        return jnp.mean(residuals**2), {"worst": jnp.mean(jnp.abs(residuals)), "residuals": residuals}
+
+    tasks = problems.mlp_tasks(2, jnp.float64)
+    learners = [problems.maml(loss_fn), problems.maml(loss_fn, query_chunk_size=3)]
+    infos = [learner.update(learner.init(problems.mlp_params(jnp.float64)), tasks)[1] for learner in learners]
+    for a, b in zip(*map(jax.tree.leaves, infos), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12)
+
+
+@pytest.mark.parametrize("derivative", ["mixed", "reverse"])
+def test_matmul_precision_reaches_every_derivative(derivative):
+    learner = problems.maml(problems.mlp_loss, derivative=derivative, matmul_precision="BF16_BF16_F32")
+    state = learner.init(problems.mlp_params())
+    program = str(jax.make_jaxpr(learner.update)(state, problems.mlp_tasks()))
+    assert program.count("dot_general[") == program.count("precision=BF16_BF16_F32") > 10
+
+
+BAD = {
+    "unknown option": ({"chunks": 2}, TypeError, "Unexpected argument `chunks`"),
+    "unknown chunk": ({"chunk_size": "big"}, ValueError, "`chunk_size` must be one of 'auto'"),
+    "half a query": ({"query_chunk_size": 0.5}, TypeError, "`query_chunk_size` must be an int"),
+    "no mesh": ({"mesh": 2}, TypeError, "`mesh` must be a jax.sharding.Mesh"),
+    "unknown remat": ({"remat": "all"}, ValueError, "`remat` must be one of 'none'"),
+    "unknown precision": ({"matmul_precision": "half"}, ValueError, "`matmul_precision` must be one"),
+    "chunks of queries": ({"query_chunk_size": 4}, ValueError, "must divide the number of query examples, got 4 for 6"),
+    "too few tasks": ({"mesh": "two"}, ValueError, "2 devices of `mesh` must divide the number of tasks, got 3 tasks"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_options(case):
+    options, error, message = BAD[case]
+    if options == {"mesh": "two"}:
+        options = {"mesh": jaxmaml.task_mesh()}
+
+    def update():
+        learner = problems.maml(problems.mlp_loss, **options)
+        learner.update(learner.init(problems.mlp_params()), problems.mlp_tasks(3))
+
+    with pytest.raises(error, match=message):
+        update()
