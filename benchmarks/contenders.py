@@ -41,7 +41,11 @@ def prepare(name: str, case: Case) -> Contender:
     """Build a contender. On sinusoids a run samples its tasks and updates the parameters; else it is the meta-step."""
     if name in RIVALS:
         return _rival(name, case)
-    return _plain_jax(case) if name == "plain_jax" else _jaxmaml(case, mesh=name == "jaxmaml_mesh")
+    if name == "plain_jax":
+        return _plain_jax(case)
+    if name in ("jaxmaml", "jaxmaml_mesh"):
+        return _jaxmaml(case, mesh=name == "jaxmaml_mesh")
+    raise ValueError(f"The contenders are {', '.join(NAMES)}; got {name!r}.")
 
 
 def _jaxmaml(case: Case, mesh: bool) -> Contender:

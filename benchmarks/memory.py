@@ -152,6 +152,21 @@ def milliseconds(compiled: Callable, *args: Any) -> float:
     return 1e3 * float(np.median(seconds))
 
 
+def markdown(rows: dict[str, list[dict]], sizes: tuple[int, ...]) -> str:
+    """A study as a Markdown table of megabytes and milliseconds at `sizes`."""
+    lines = [
+        "| | " + " | ".join(f"{size}: MB | ms" for size in sizes) + " |",
+        "| --- |" + " --: |" * (2 * len(sizes)),
+    ]
+    for mode, measured in rows.items():
+        at = {row["size"]: row for row in measured}
+        cells = []
+        for size in sizes:
+            cells += [f"{at[size]['bytes'] / 1e6:.3g}", "-" if at[size]["ms"] is None else f"{at[size]['ms']:.3g}"]
+        lines.append(f"| {mode} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def figure(studies: dict[str, dict[str, list[dict]]], path: pathlib.Path) -> None:
     fig, axes = plt.subplots(2, len(studies), figsize=(4 * len(studies), 6.5), sharex="col", layout="constrained")
     for column, (title, modes) in zip(axes.T, studies.items(), strict=True):

@@ -137,6 +137,26 @@ def compare(results: dict[str, dict]) -> dict[str, float]:
     return deviations
 
 
+def markdown(result: dict) -> str:
+    """A result as a Markdown table: jaxmaml's own figures, and how many times as long the others take."""
+    others = [name for name in NAMES if not name.startswith("jaxmaml")]
+    batched = list(result["product_flops_per_second"].values())[-1]
+    lines = [
+        "| outer step | ms | of product rate | MB | compile s | " + " | ".join(others) + " |",
+        "| --- |" + " --: |" * (4 + len(others)),
+    ]
+    for case, measured in result["cases"].items():
+        rows = measured["rows"]
+        best = min((name for name in rows if name.startswith("jaxmaml")), key=lambda name: rows[name]["median_ms"])
+        ours = rows[best]
+        share = measured["flops"] / (ours["median_ms"] / 1e3) / batched
+        ratios = [f"{rows[n]['median_ms'] / ours['median_ms']:.3g}x" if n in rows else "-" for n in others]
+        cells = [f"{ours['median_ms']:.3g}", f"{100 * share:.0f}%", f"{ours['memory_bytes'] / 1e6:.3g}"]
+        mark = " (mesh)" if best == "jaxmaml_mesh" else ""
+        lines.append(f"| {case}{mark} | " + " | ".join([*cells, f"{ours['compile_seconds']:.1f}", *ratios]) + " |")
+    return "\n".join(lines)
+
+
 def table(case: str, measured: dict, rates: dict[str, float]) -> Table:
     batched = list(rates.values())[-1]
     view = Table(title=case)

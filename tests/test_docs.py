@@ -12,11 +12,17 @@ import pytest
 from nbclient import NotebookClient
 
 import jaxmaml
-from benchmarks import reporting
+from benchmarks import memory, meta_step, reporting
 from tests.conftest import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()
 RESULTS = REPOSITORY / "benchmarks" / "results"
+MEMORY_TABLES = {
+    "inner steps: MLP 4 x 128, 256 points, 4 tasks": (10, 100, 1000),
+    "inner steps: MLP 4 x 128, inner Adam": (10, 100, 1000),
+    "inner steps: Conv4-32, 84 x 84, 1 task": (10, 100, 1000),
+    "tasks: Conv4-64, Omniglot 5-way 1-shot, 1 inner step": (1, 64, 1024),
+}
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
@@ -36,6 +42,14 @@ def test_tables_are_the_committed_results(result, setting, steps):
     stored = json.loads((RESULTS / f"step_counts_{result}.json").read_text())
     assert reporting.markdown(stored, setting, steps) in README
     assert (RESULTS / f"step_counts_{result}.png").exists()
+
+
+def test_the_speed_and_memory_tables_are_the_committed_results():
+    assert meta_step.markdown(json.loads((RESULTS / "meta_step.json").read_text())) in README
+    studies = json.loads((RESULTS / "memory.json").read_text())["studies"]
+    for title, sizes in MEMORY_TABLES.items():
+        assert memory.markdown(studies[title], sizes) in README
+    assert (RESULTS / "memory.png").exists()
 
 
 def test_links_to_files_lead_somewhere():

@@ -1,0 +1,66 @@
+"""The speed benchmark: what it counts, what it compares, what it refuses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from rich.console import Console
+
+from benchmarks import cases, flops, meta_step
+
+
+def counted(function, *shapes):
+    return flops.count(jax.make_jaxpr(function)(*(jnp.ones(shape) for shape in shapes)).jaxpr)
+
+
+def test_operations_are_counted():
+    assert counted(jnp.matmul, (3, 4), (4, 5)) == 2 * 3 * 4 * 5
+    assert counted(jnp.matmul, (7, 3, 4), (7, 4, 5)) == 7 * 2 * 3 * 4 * 5
+
+    def repeated(x):
+        return lax.scan(lambda x, _: (x @ x, None), x, length=6)[0]
+
+    assert counted(repeated, (4, 4)) == 6 * 2 * 4**3
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_convolution_and_its_derivatives_cost_the_same(stride):
+    """All three products pair every output with every input of its window; zeros between them do not count."""
+
+    def convolve(x, kernel):
+        dims = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=dims)
+
+    shapes = ((2, 8, 8, 3), (3, 3, 3, 5))
+    once = counted(convolve, *shapes)
+    assert once == 2 * 2 * (8 // stride) ** 2 * 9 * 3 * 5
+    slopes = counted(jax.grad(lambda x, k: jnp.sum(convolve(x, k) ** 2), (0, 1)), *shapes)
+    assert slopes == 3 * once
+
+
+def test_gradients_that_differ_are_not_timed():
+    same, other = {"grads": np.array([1.0, 2.0])}, {"grads": np.array([1.0, 2.1])}
+    assert meta_step.compare({"a": same, "b": same}) == {"a": 0.0, "b": 0.0}
+    with pytest.raises(SystemExit, match="b computes another gradient"):
+        meta_step.compare({"a": same, "b": other})
+
+
+def test_contenders_are_measured_in_turn():
+    config = meta_step.Config(contenders=("jaxmaml", "plain_jax", "no_such"), rounds=2, seconds=0.05)
+    measured = meta_step.measure("sinusoid-1step", config, Console(quiet=True))
+    assert set(measured["rows"]) == {"jaxmaml", "plain_jax"}
+    assert "no_such" in measured["left_out"]
+    for row in measured["rows"].values():
+        assert row["median_ms"] > 0
+        assert row["memory_bytes"] > 0
+        assert row["deviation"] < 1e-4
+
+
+@pytest.mark.parametrize("name", ["conv4-omniglot", "conv4-mini"])
+def test_the_plain_models_are_the_same_functions(name):
+    case = next(case for case in cases.CASES.values() if case.model == name)
+    params, tasks = case.problem()
+    inputs = tasks.support[0][0, :2]
+    outputs = [case.network(plain).apply(params, inputs) for plain in (False, True)]
+    np.testing.assert_allclose(*outputs, rtol=2e-4, atol=2e-4)
