@@ -9,7 +9,6 @@ import pytest
 import jaxmaml
 from tests import family, problems
 
-
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
