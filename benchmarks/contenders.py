@@ -50,8 +50,6 @@ def prepare(name: str, case: Case) -> Contender:
 
 def _jaxmaml(case: Case, mesh: bool) -> Contender:
     devices = jaxmaml.task_mesh() if mesh else None
-    if devices is not None and case.num_tasks % devices.size:
-        raise ValueError(f"{case.num_tasks} tasks do not divide among {devices.size} devices.")
 
     # The parameters' change under sgd(1) is the gradient.
     def learner(outer_optimizer):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 import jaxmaml
+from benchmarks.algorithms import Family
 from jaxmaml.sampling import Sampler
 
 
@@ -63,6 +64,7 @@ class Problem:
       starts: Makes each start in turn.
       chunk_size: Tasks evaluated at once.
       protocol: Everything that a reader needs to know to judge the numbers.
+      family: `key -> Family`, the algorithms on this problem.
     """
 
     title: str
@@ -75,6 +77,7 @@ class Problem:
     starts: tuple[Callable[[], Start], ...]
     chunk_size: int
     protocol: dict[str, Any]
+    family: Callable[[chex.PRNGKey], Family]
 
 
 def train(

@@ -7,6 +7,7 @@ import pathlib
 import platform
 import shlex
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -58,6 +59,22 @@ def step_sizes(row: dict[str, Any]) -> str:
     return f"{row['step_size']:g}{later}"
 
 
+def cost(name: str) -> Callable[[dict[str, Any]], str]:
+    """A column of what an outer step costs; what is not trained costs nothing."""
+    return lambda row: f"{row[name]:.3g}" if name in row else "-"
+
+
+def first_columns(rows: dict[str, Any]) -> dict[str, Callable[[dict[str, Any]], str]]:
+    """What a row says before its curve: its step size, or for an algorithm the cost of an outer step."""
+    if all("step_size" in row for row in rows.values()):
+        return {"step size": step_sizes}
+    return {"ms an outer step": cost("ms_per_outer_step"), "MB": cost("megabytes")}
+
+
+def label(name: str, row: dict[str, Any]) -> str:
+    return f"{name} ({step_sizes(row)})" if "step_size" in row else name
+
+
 def cells(row: dict[str, Any], steps: tuple[int, ...], percent: bool) -> list[str]:
     """The mean and its interval after each of `steps`, then the steps needed to reach each target."""
     unit, digits = (100, 1) if percent else (1, 3)
@@ -76,13 +93,9 @@ def markdown(result: dict[str, Any], setting: str, steps: tuple[int, ...]) -> st
     percent = result["metric"] == "query accuracy"
     rows = result["settings"][setting]
     targets = [float(target) for target in next(iter(rows.values()))["steps_to"]]
-    columns = heads(targets, steps, percent)
-    lines = [
-        "| start | step size | " + " | ".join(columns) + " |",
-        "| --- |" + " --: |" * (1 + len(columns)),
-        *(
-            f"| {name} | {step_sizes(row)} | " + " | ".join(cells(row, steps, percent)) + " |"
-            for name, row in rows.items()
-        ),
-    ]
+    first = first_columns(rows)
+    columns = [*first, *heads(targets, steps, percent)]
+    lines = ["| start | " + " | ".join(columns) + " |", "| --- |" + " --: |" * len(columns)]
+    for name, row in rows.items():
+        lines.append("| " + " | ".join([name, *(c(row) for c in first.values()), *cells(row, steps, percent)]) + " |")
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
     python -m benchmarks.step_counts                                        # sinusoids, no data needed
     python -m benchmarks.step_counts --task omniglot --data-dir DATA_DIR    # the real characters
+    python -m benchmarks.step_counts --algorithms all                       # every algorithm, each by its own rule
 
 Trains each start, adapts each to the same new tasks by gradient descent, and reports the mean over tasks
 after every step with its 95% confidence interval, the steps needed to reach given targets, a figure and a
@@ -20,7 +21,7 @@ import rich.table
 import tyro
 
 import jaxmaml
-from benchmarks import omniglot, reporting, sinusoid
+from benchmarks import algorithms, omniglot, reporting, sinusoid
 from benchmarks.problem import FineTuning, Problem, Setting, Start
 from jaxmaml import checks
 
@@ -43,6 +44,8 @@ class Config:
     """Gradient steps on each."""
     outer_steps: int | None = None
     """Training steps of each start; the recipe's own by default."""
+    algorithms: tuple[str, ...] = ()
+    """Compare these algorithms instead ("all" for every one), each adapting by its own rule."""
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -51,6 +54,8 @@ def main(config: Config) -> dict[str, Any]:
         console.width = 150  # A log file's 80 columns would cut the tables to shreds.
     train_key, valid_key, test_key = jax.random.split(jax.random.key(config.seed), 3)
     problem = make_problem(config, train_key)
+    if config.algorithms:
+        return compare_algorithms(config, problem, train_key, test_key, console)
     starts = [make() for make in problem.starts]
     result = {
         "benchmark": "step_counts",
@@ -87,6 +92,46 @@ def main(config: Config) -> dict[str, Any]:
     return result
 
 
+def compare_algorithms(config: Config, problem: Problem, train_key, test_key, console) -> dict[str, Any]:
+    """Train each algorithm, and adapt by its own rule to the new tasks of the problem's main setting."""
+    family = problem.family(train_key)
+    names = tuple(family.algorithms) if "all" in config.algorithms else config.algorithms
+    unknown = set(names) - set(family.algorithms)
+    if unknown:
+        raise SystemExit(f"No algorithm {min(unknown)!r} for this task; there are {', '.join(family.algorithms)}.")
+    rows: dict[str, Any] = {}
+    result = {
+        "benchmark": "step_counts of algorithms",
+        "command": reporting.command_line("benchmarks.step_counts"),
+        "config": {name: value for name, value in dataclasses.asdict(config).items() if not name.endswith("_dir")},
+        "environment": reporting.environment(),
+        "metric": problem.metric_name,
+        "protocol": {name: text for name, text in problem.protocol.items() if name in ("family", "data", "queries")}
+        | {"training": f"{family.num_tasks} tasks an outer step", "setting": problem.settings[0].name},
+        "settings": {problem.settings[0].name: rows},
+    }
+    path = config.output_dir / f"step_counts_{config.task}_algorithms.json"
+    for name in names:
+        console.print(f"training: {name}")
+        algorithm = family.algorithms[name]
+        learner, state, row = algorithms.train(algorithm, family, config.outer_steps, train_key)
+        evaluation = jaxmaml.evaluate(
+            learner,
+            algorithm.judge,
+            state,
+            problem.settings[0].test,
+            test_key,
+            num_inner_steps=config.num_steps,
+            num_tasks=config.num_tasks,
+            chunk_size=problem.chunk_size,
+        )
+        rows[name] = row | judged(problem, jax.device_get(evaluation))
+        reporting.write_json(path, result)
+    console.print(make_table(problem, problem.settings[0].name, rows, config))
+    draw(problem, result["settings"], path.with_suffix(".png"))
+    return result
+
+
 def make_problem(config: Config, key) -> Problem:
     checks.positive_int("num_tasks", config.num_tasks)
     checks.positive_int("num_steps", config.num_steps)
@@ -118,15 +163,19 @@ def measure(
     if later != 1.0:  # From validation tasks in any case.
         row["later_step_size"] = later * size
     evaluation = fine_tuning(start.params, size, setting.test, test_key, later)
+    return row | judged(problem, evaluation)
+
+
+def judged(problem: Problem, evaluation: jaxmaml.Evaluation) -> dict[str, Any]:
+    """The curves of an evaluation, and its step counts."""
     values = curve(problem, evaluation)
-    row |= {
+    return {
         "mean": [float(v) for v in values.mean],
         "ci95": [float(v) for v in values.ci95],
         "query_loss": [float(v) for v in evaluation.query_loss.mean],
         "median_query_loss": [float(v) for v in np.median(evaluation.query_loss.per_task, axis=0)],
         "steps_to": {str(target): steps_to(problem, values.mean, target) for target in problem.targets},
     }
-    return row
 
 
 def curve(problem: Problem, evaluation: jaxmaml.Evaluation) -> jaxmaml.Curve:
@@ -155,11 +204,11 @@ def make_table(problem: Problem, setting: str, rows: dict[str, Any], config: Con
         title=f"{problem.title}, {setting}: {problem.metric_name}{unit} after k steps, {config.num_tasks} tasks, 95% CI"
     )
     table.add_column("start", no_wrap=True)
-    table.add_column("step size", justify="right")
-    for head in reporting.heads(list(problem.targets), shown, percent):
+    first = reporting.first_columns(rows)
+    for head in [*first, *reporting.heads(list(problem.targets), shown, percent)]:
         table.add_column(head, justify="right")
     for name, row in rows.items():
-        table.add_row(name, reporting.step_sizes(row), *reporting.cells(row, shown, percent))
+        table.add_row(name, *(cell(row) for cell in first.values()), *reporting.cells(row, shown, percent))
     return table
 
 
@@ -176,7 +225,7 @@ def draw(problem: Problem, settings: dict[str, Any], path: pathlib.Path) -> None
         for name, row in rows.items():
             mean, ci95 = np.array(row["mean"]), np.array(row["ci95"])
             steps = np.arange(len(mean))
-            (line,) = panel.plot(steps, mean, marker="o", markersize=3.5, label=f"{name} ({reporting.step_sizes(row)})")
+            (line,) = panel.plot(steps, mean, marker="o", markersize=3.5, label=reporting.label(name, row))
             panel.fill_between(steps, mean - ci95, mean + ci95, alpha=0.2, color=line.get_color(), linewidth=0)
         for target in problem.targets:
             panel.axhline(target, color="0.75", linewidth=0.8, linestyle="--", zorder=0)

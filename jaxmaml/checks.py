@@ -7,9 +7,8 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
-from jaxmaml.types import Execution, InnerRule, LossFn, MetaLearner, MetaState, PyTree, Task
+from jaxmaml.types import InnerRule, LossFn, MetaLearner, MetaState, PyTree, Task
 
 
 def positive_int(name: str, value: Any, at_least: int = 1) -> int:
@@ -19,6 +18,21 @@ def positive_int(name: str, value: Any, at_least: int = 1) -> int:
     if value < at_least:
         raise ValueError(f"`{name}` must be >= {at_least}, got {value}.")
     return int(value)
+
+
+def number(name: str, value: Any, at_least: float = -np.inf) -> None:
+    """`value` must be a finite number of `at_least` so much."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+        raise TypeError(f"`{name}` must be a number, got {value!r}.")
+    if not at_least <= value < np.inf:
+        raise ValueError(f"`{name}` must be a finite number >= {at_least}, got {value}.")
+
+
+def positive(name: str, value: Any) -> None:
+    """`value` must be a number > 0."""
+    number(name, value)
+    if not value > 0:
+        raise ValueError(f"`{name}` must be > 0, got {value}.")
 
 
 def one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -115,11 +129,11 @@ def tasks(value: Any) -> int:
     return next(iter(sizes))
 
 
-def num_examples(query: Any) -> int:
-    """Every leaf of a query that is to be chunked must have the same leading axis; return its length."""
-    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(query)}
+def num_examples(name: str, batch: Any) -> int:
+    """Every leaf of what `name` divides must have the same leading axis; return its length."""
+    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
     if len(sizes) != 1 or () in sizes:
-        raise ValueError(f"`query_chunk_size` needs leaves of the query with one leading axis, got {sorted(sizes)}.")
+        raise ValueError(f"{name} needs leaves with one leading axis, got {sorted(sizes)}.")
     return sizes.pop()[0]
 
 
@@ -129,44 +143,6 @@ def task(name: str, value: Any) -> None:
         raise TypeError(f"`{name}` must be a jaxmaml.Task(support, query), got {_kind(value)}.")
     batch(f"{name}.support", value.support)
     batch(f"{name}.query", value.query)
-
-
-def execution(options: Execution) -> dict[str, Any]:
-    """Return `options` completed by the defaults, or raise where one is unknown or malformed."""
-    defaults = Execution(chunk_size="auto", query_chunk_size=None, mesh=None, remat="gradients", matmul_precision=None)
-    unknown = set(options) - set(defaults)
-    if unknown:
-        raise TypeError(f"Unexpected argument `{min(unknown)}`; how to execute is told by {', '.join(defaults)}.")
-    full: dict[str, Any] = {**defaults, **options}
-    if isinstance(full["chunk_size"], str):
-        one_of("chunk_size", full["chunk_size"], ("auto",))
-    for name in ("chunk_size", "query_chunk_size"):
-        if full[name] not in (None, "auto"):
-            positive_int(name, full[name])
-    if not isinstance(full["mesh"], (Mesh, type(None))):
-        raise TypeError(f"`mesh` must be a jax.sharding.Mesh such as jaxmaml.task_mesh(), got {_kind(full['mesh'])}.")
-    one_of("remat", full["remat"], ("none", "gradients", "steps", "recursive"))
-    try:
-        with jax.default_matmul_precision(full["matmul_precision"]):
-            pass
-    except ValueError as error:
-        raise ValueError(f"`matmul_precision` must be one that jax.default_matmul_precision takes: {error}") from None
-    return full
-
-
-def chunking(name: str, chunk_size: int | None, number: int, of: str) -> int:
-    """The number of tasks, or of examples, in a chunk: it must divide the whole."""
-    if chunk_size is None:
-        return number
-    if number % chunk_size:
-        raise ValueError(f"`{name}` must divide the number of {of}, got {chunk_size} for {number} {of}.")
-    return chunk_size
-
-
-def sharding(mesh: Mesh, num_tasks: int) -> None:
-    """The number of tasks must be a multiple of the devices."""
-    if num_tasks % mesh.size:
-        raise ValueError(f"The {mesh.size} devices of `mesh` must divide the number of tasks, got {num_tasks} tasks.")
 
 
 def with_checked_output(loss_fn: LossFn) -> Callable[[PyTree, Any], tuple[jax.Array, Any]]:
@@ -212,6 +188,15 @@ def same_structure(name: str, value: Any, expected: Any) -> None:
             f"`{name}` does not fit this learner, was it made by another one? Expected the structure "
             f"{jax.tree.structure(expected)}, got {jax.tree.structure(value)}."
         )
+
+
+def like(name: str, value: PyTree, expected: PyTree) -> None:
+    """`value` must have structure, shapes and dtypes of `expected`."""
+    ours, theirs = (
+        jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), t) for t in (value, expected)
+    )
+    if jax.tree.structure(ours) != jax.tree.structure(theirs) or jax.tree.leaves(ours) != jax.tree.leaves(theirs):
+        raise ValueError(f"`{name}` must be like the parameters, {theirs}; got {ours}.")
 
 
 def _kind(value: Any) -> str:

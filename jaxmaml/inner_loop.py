@@ -3,35 +3,60 @@
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxmaml import checks
+from jaxmaml import checks, leaves
 from jaxmaml.derivatives import inner_gradient
+from jaxmaml.minibatches import minibatches
+from jaxmaml.options import Implicit, Options
 from jaxmaml.remat import KEPT, remat_scan
-from jaxmaml.types import AdaptTrace, InnerRule, LossFn, PyTree
+from jaxmaml.types import AdaptTrace, InnerRule, PyTree
 
-#: `(params, rule_params, support, num_inner_steps, observe) -> (fast_params, AdaptTrace)`.
+#: `((params, rule_params), support, num_inner_steps, key, observe) -> (fast_params, AdaptTrace)`.
 InnerLoop = Callable[..., tuple[PyTree, AdaptTrace]]
 
 
-def make_inner_loop(loss_fn: LossFn, rule: InnerRule, derivative: str, remat: str) -> InnerLoop:
+def make_inner_loop(loss_fn: Callable[..., Any], rule: InnerRule, options: Options) -> InnerLoop:
     r"""Build the inner loop `theta_{k+1} = theta_k + rule(grad L_support(theta_k))`.
 
     It is a scan over steps, so that its compile time does not depend on their number and its memory,
     differentiated in mixed mode, holds little more than one copy of the parameters a step; or less, as `remat` says.
+    Only the adapted leaves are carried and differentiated; `observe(params, k)` is recorded after `k` steps. Leaves
+    with a value for each step keep them all: `of_step` picks.
     """
-    gradient = inner_gradient(loss_fn, derivative)
+    derivative = options.derivative if isinstance(options.derivative, str) else "first_order"
 
-    def inner_loop(params, rule_params, support, num_inner_steps, observe=None):
-        def watch(fast_params: PyTree) -> Any:
-            return checks.arrays("`observe(fast_params)`", observe(fast_params) if observe else ())
+    def inner_loop(
+        meta: tuple[PyTree, PyTree],
+        support: Any,
+        num_inner_steps: int,
+        key: chex.PRNGKey | None = None,
+        observe: Callable[[PyTree, Any], Any] | None = None,
+    ):
+        params, rule_params = meta
+        params = start_of(params, support, options)
+        first, frozen = leaves.split(params, masks(params, options)[0])
+        batch_at = minibatches(support, options.inner_batch_size, num_inner_steps, key)
+
+        def watch(fast_params: PyTree, index: Any) -> Any:
+            seen = observe(leaves.merge(fast_params, frozen), index) if observe else ()
+            return checks.arrays("`observe(fast_params)`", seen)
 
         def step(carry, index):
             fast_params, rule_state = carry
-            loss, aux, grads = gradient(fast_params, support)
+
+            def support_loss(fast_params, batch):
+                loss, aux = loss_fn(of_step(leaves.merge(fast_params, frozen), index, options), batch)
+                if isinstance(options.derivative, Implicit):
+                    loss += _proximal(fast_params, first, options.derivative.strength)
+                return loss, aux
+
+            batch = batch_at(index)
+            loss, aux, grads = inner_gradient(support_loss, derivative)(fast_params, batch)
             grads = checkpoint_name(grads, KEPT)
             updates, rule_state = rule.update(
                 grads,
@@ -41,13 +66,47 @@ def make_inner_loop(loss_fn: LossFn, rule: InnerRule, derivative: str, remat: st
                 index,
                 value=loss,
                 grad=grads,
-                value_fn=lambda p: loss_fn(p, support)[0],
+                value_fn=lambda p: support_loss(p, batch)[0],
             )
-            return (optax.apply_updates(fast_params, updates), rule_state), (loss, aux, watch(fast_params))
+            return (optax.apply_updates(fast_params, updates), rule_state), (loss, aux, watch(fast_params, index))
 
-        start = (params, rule.init(rule_params, params))
-        (fast_params, _), (losses, aux, seen) = remat_scan(step, start, num_inner_steps, remat)
-        seen = jax.tree.map(lambda s, last: jnp.concatenate([s, last[None]]), seen, watch(fast_params))
-        return fast_params, AdaptTrace(support_loss=losses, aux=aux, observed=seen)
+        start = (first, rule.init(rule_params, first))
+        (fast_params, _), (losses, aux, seen) = remat_scan(step, start, num_inner_steps, options.remat)
+        last = watch(fast_params, num_inner_steps)
+        seen = jax.tree.map(lambda s, last: jnp.concatenate([s, last[None]]), seen, last)
+        return leaves.merge(fast_params, frozen), AdaptTrace(support_loss=losses, aux=aux, observed=seen)
 
     return inner_loop
+
+
+def masks(params: PyTree, options: Options) -> tuple[PyTree, PyTree]:
+    """Which leaves move in the inner loop, and which have a value for each of its steps."""
+    moving = leaves.select(params, options.adapted, "adapted")
+    if options.per_step is None:
+        return moving, jax.tree.map(lambda _: False, params)
+    per_step = leaves.select(params, options.per_step, "per_step")
+    moving = jax.tree.map(lambda m, p: m and not p, moving, per_step)
+    if not any(jax.tree.leaves(moving)):
+        raise ValueError("`per_step` leaves nothing to adapt: leaves with a value for each step do not move.")
+    return moving, per_step
+
+
+def start_of(params: PyTree, support: Any, options: Options) -> PyTree:
+    """What adaptation starts from."""
+    if options.start is None:
+        return params
+    start = options.start(params, support)
+    checks.like("start(params, support)", start, params)
+    return start
+
+
+def of_step(params: PyTree, step: Any, options: Options) -> PyTree:
+    """What the model gets in inner step `step`: of leaves with a value for each, that one."""
+    if options.per_step is None:
+        return params
+    return leaves.at_step(params, masks(params, options)[1], step)
+
+
+def _proximal(fast_params: PyTree, first: PyTree, strength: float) -> jax.Array:
+    away = jax.tree.map(lambda f, s: jnp.sum(jnp.square(f - s)), fast_params, first)
+    return 0.5 * strength * jnp.asarray(sum(jax.tree.leaves(away)))

@@ -84,6 +84,32 @@ def cross_entropy(apply: Apply) -> LossFn:
     return loss_fn
 
 
+def ensemble(loss_fn: LossFn) -> LossFn:
+    """Build the mean of `loss_fn`, and of its aux, over particles along the leading axis of every parameter.
+
+    Args:
+      loss_fn: `(params, batch) -> loss` or `(loss, aux)`, of one particle.
+    Returns:
+      `(particles, batch) -> (loss, aux)`.
+    Raises:
+      ValueError: In use, if the parameters have different leading axes.
+    Example:
+      >>> import jax.numpy as jnp, jaxmaml
+      >>> loss_fn = jaxmaml.ensemble(lambda w, batch: jnp.mean((w - batch) ** 2))
+      >>> float(loss_fn(jnp.array([0.0, 2.0]), jnp.array([0.0, 0.0]))[0])
+      2.0
+    """
+    checks.function("loss_fn", loss_fn)
+    whole_loss = checks.with_checked_output(loss_fn)
+
+    def mean_loss(particles: PyTree, batch: Any) -> tuple[jax.Array, Any]:
+        checks.num_examples("An ensemble of parameters", particles)
+        outputs = jax.vmap(whole_loss, in_axes=(0, None))(particles, batch)
+        return jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), outputs)
+
+    return mean_loss
+
+
 def _inputs_and_targets(batch: Any) -> tuple[Any, jax.Array]:
     if not isinstance(batch, tuple) or len(batch) != 2:
         raise TypeError(f"`batch` must be (inputs, targets), such as a jaxmaml.Batch, got {type(batch).__name__}.")

@@ -1,42 +1,52 @@
 """The outer loop: the meta-loss over a batch of tasks and the outer step that descends it."""
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 
-from jaxmaml import checks
-from jaxmaml.inner_loop import make_inner_loop
+from jaxmaml import checks, leaves, meta_gradients, objectives
+from jaxmaml.inner_loop import make_inner_loop, masks, of_step
+from jaxmaml.options import Axes, Evolution, Implicit, Options, complete
 from jaxmaml.query_chunks import mean_over_chunks
-from jaxmaml.task_axis import value_and_mean_grad
+from jaxmaml.rules import as_inner_rule, check_differentiable_at_zero
+from jaxmaml.task_axis import over_tasks
 from jaxmaml.types import InnerRule, LossFn, MetaInfo, MetaLearner, MetaState, PyTree, Task
 
 
 def make_learner(
     loss_fn: LossFn,
-    rule: InnerRule,
+    inner_optimizer: optax.GradientTransformation | InnerRule,
     outer_optimizer: optax.GradientTransformation,
-    *,
     num_inner_steps: int,
-    derivative: str,
-    chunk_size: int | str | None,
-    query_chunk_size: int | None,
-    mesh: Mesh | None,
-    remat: str,
-    matmul_precision: str | None,
+    axes: Axes,
 ) -> MetaLearner:
-    """Assemble a learner from a choice on each axis; its factory has checked the arguments."""
-    loss_fn = _with_precision(checks.with_checked_output(loss_fn), matmul_precision)
-    query_loss_fn = mean_over_chunks(loss_fn, query_chunk_size)
-    inner_loop = make_inner_loop(loss_fn, rule, derivative, remat)
+    """Assemble a learner from a choice on each axis: what every factory ends in."""
+    checks.function("loss_fn", loss_fn)
+    checks.inner_optimizer(inner_optimizer)
+    checks.optimizer("outer_optimizer", outer_optimizer)
+    training_steps = checks.positive_int("num_inner_steps", num_inner_steps)
+    options = complete(axes)
+    rule = as_inner_rule(inner_optimizer)
+    if options.derivative in ("mixed", "reverse") and options.objective not in _NOT_THROUGH_THE_RULE:
+        check_differentiable_at_zero(rule)
+    loss_fn = _with_precision(checks.with_checked_output(loss_fn), options.matmul_precision)
+    inner_loop = make_inner_loop(loss_fn, rule, options)
     outer = optax.with_extra_args_support(outer_optimizer)
-    training_steps = num_inner_steps
+    mean_gradient = over_tasks(_meta_gradient(loss_fn, rule, training_steps, options), options.chunk_size, options.mesh)
 
     def init(params: PyTree) -> MetaState:
         params = checks.params(params)
-        rule_params = checks.floating("rule_params", rule.init_params(params))
+        moving, per_step = masks(params, options)
+        rule_params = checks.floating("rule_params", rule.init_params(leaves.split(params, moving)[0]))
+        if isinstance(options.derivative, Implicit) and jax.tree.leaves(rule_params):
+            raise ValueError(
+                "`inner_optimizer` has parameters to learn, which implicit derivatives cannot: the minimum does not "
+                "depend on the way to it."
+            )
+        params = leaves.with_steps(params, per_step, training_steps)
         return MetaState(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -51,30 +61,67 @@ def make_learner(
         checks.positive_int("num_inner_steps", steps)
         if observe is not None:
             checks.function("observe", observe)
-        return inner_loop(state.params, state.rule_params, support, steps, observe)
-
-    def task_loss(meta: tuple[PyTree, PyTree], task: Task):
-        params, rule_params = meta
-        fast_params, trace = inner_loop(params, rule_params, task.support, training_steps)
-        loss, aux = query_loss_fn(fast_params, task.query)
-        return loss, (loss, trace.support_loss, aux)
-
-    mean_gradient = value_and_mean_grad(task_loss, chunk_size, mesh)
+        watch = None if observe is None else lambda params, index: observe(of_step(params, index - 1, options))
+        meta = (state.params, state.rule_params)
+        fast_params, trace = inner_loop(meta, support, steps, _key(state.step, options), watch)
+        return of_step(fast_params, steps - 1, options), trace
 
     def update(state: MetaState, tasks: Task) -> tuple[MetaState, MetaInfo]:
         checks.state(state)
-        checks.tasks(tasks)
-        fresh = jax.eval_shape(lambda params: init(params), state.params)
-        checks.same_structure("state.rule_params", state.rule_params, fresh.rule_params)
-        checks.same_structure("state.opt_state", state.opt_state, fresh.opt_state)
-        (query_loss, support_loss, aux), grads = mean_gradient((state.params, state.rule_params), tasks)
-        packed, grads = _pack(state.params, state.rule_params), _pack(*grads)
-        updates, opt_state = outer.update(grads, state.opt_state, packed, value=jnp.mean(query_loss))
+        num_tasks = checks.tasks(tasks)
+        moving, _ = masks(state.params, options)
+        fresh_rule = jax.eval_shape(rule.init_params, leaves.split(state.params, moving)[0])
+        checks.same_structure("state.rule_params", state.rule_params, fresh_rule)
+        fresh = jax.eval_shape(outer.init, _pack(state.params, state.rule_params))
+        checks.same_structure("state.opt_state", state.opt_state, fresh)
+        key = _key(state.step, options)
+        keys = None if key is None else jax.random.split(key, num_tasks)
+        meta = (state.params, state.rule_params)
+        out, grads = mean_gradient(meta, state.step, (tasks, keys))
+        packed, grads = _pack(*meta), _pack(*grads)
+        updates, opt_state = outer.update(grads, state.opt_state, packed, value=jnp.mean(out.query_loss))
         params, rule_params = _unpack(optax.apply_updates(packed, updates), state.rule_params)
-        info = MetaInfo(query_loss, support_loss, grad_norm=optax.tree.norm(grads), aux=aux)
+        if isinstance(options.derivative, Implicit):
+            meta_gradients.warn_where_unsolved(out.diagnostics, options.derivative)
+        norm = optax.tree.norm(grads)
+        info = MetaInfo(out.query_loss, out.support_loss, norm, out.aux, out.diagnostics)
         return MetaState(state.step + 1, params, rule_params, opt_state), info
 
     return MetaLearner(init, adapt, update)
+
+
+# The inner optimizer is not differentiated on the way to these.
+_NOT_THROUGH_THE_RULE = (objectives.displacement, objectives.before_adaptation)
+
+
+def _meta_gradient(loss_fn, rule: InnerRule, num_inner_steps: int, options: Options) -> meta_gradients.MetaGradient:
+    chunked_loss = mean_over_chunks(loss_fn, options.query_chunk_size)
+
+    def query_loss(params, query, num_steps: Any = num_inner_steps):
+        return chunked_loss(of_step(params, num_steps - 1, options), query)
+
+    def trained(options: Options):
+        return functools.partial(make_inner_loop(loss_fn, rule, options), num_inner_steps=num_inner_steps)
+
+    def value(options: Options):
+        return (options.objective or objectives.last_step)(trained(options), query_loss)
+
+    if isinstance(options.derivative, Implicit):
+        return meta_gradients.implicit(loss_fn, trained(options), query_loss, options)
+    if isinstance(options.derivative, Evolution):
+        return meta_gradients.evolution(value(options), options.derivative)
+    gradient = meta_gradients.backpropagation(value(options))
+    if not options.first_order_steps:
+        return gradient
+    first_order = meta_gradients.backpropagation(value(options._replace(derivative="first_order")))
+    return meta_gradients.after(options.first_order_steps, gradient, first_order)
+
+
+def _key(step: jax.Array, options: Options):
+    """Of an outer step; `None` where nothing is random."""
+    if options.inner_batch_size is None and not isinstance(options.derivative, Evolution):
+        return None
+    return jax.random.fold_in(jax.random.key(options.seed), step)
 
 
 def _pack(params: PyTree, rule_params: PyTree) -> PyTree:

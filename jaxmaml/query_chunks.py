@@ -22,8 +22,10 @@ def mean_over_chunks(loss_fn: _Loss, chunk_size: int | None) -> _Loss:
         return loss_fn
 
     def chunked(params, batch):
-        size = checks.chunking("query_chunk_size", chunk_size, checks.num_examples(batch), "query examples")
-        chunks = jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), batch)
+        number = checks.num_examples("`query_chunk_size`", batch)
+        if number % chunk_size:
+            raise ValueError(f"`query_chunk_size` must divide the {number} query examples, got {chunk_size}.")
+        chunks = jax.tree.map(lambda leaf: leaf.reshape(-1, chunk_size, *leaf.shape[1:]), batch)
         one = jax.checkpoint(lambda chunk: loss_fn(params, chunk), prevent_cse=False)
         losses, aux = jax.lax.map(one, chunks)
         joined = jax.tree.map(lambda a: jnp.mean(a, 0) if a.ndim == 1 else a.reshape(-1, *a.shape[2:]), aux)

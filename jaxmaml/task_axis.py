@@ -1,6 +1,7 @@
 """How a batch of tasks is executed: all at once, in chunks of bounded memory, or split over devices."""
 
 import logging
+import math
 import os
 import warnings
 from collections.abc import Callable
@@ -10,12 +11,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxmaml import checks
-from jaxmaml.types import PyTree, Task
-from jaxmaml.working_set import chunk_that_fits
+from jaxmaml.types import PyTree
+from jaxmaml.working_set import tasks_that_fit
 
-#: `(params, task) -> (loss, out)`.
-TaskLoss = Callable[[PyTree, Task], tuple[jax.Array, Any]]
+#: `(meta, step, tasks, weights) -> (out, grads)`: `out` has a leading task axis, `grads` are summed with the weights.
+SumGradient = Callable[[PyTree, Any, PyTree, jax.Array], tuple[Any, PyTree]]
 
 _logger = logging.getLogger(__name__)
 
@@ -51,72 +51,96 @@ def task_mesh() -> Mesh:
     return jax.make_mesh((jax.device_count(),), ("tasks",), axis_types=(jax.sharding.AxisType.Auto,))
 
 
-def value_and_mean_grad(task_loss: TaskLoss, chunk_size: int | str | None, mesh: Mesh | None):
-    r"""Build `(params, tasks) -> (out, grads)`, the gradient of the mean loss over a batch of tasks.
+def over_tasks(gradient: SumGradient, chunk_size: int | str | None, mesh: Mesh | None) -> Callable[..., Any]:
+    r"""Build `(meta, step, tasks) -> (out, grads)`, the mean over any number of tasks of what `gradient` sums.
 
-    `grads = 1/n sum_i grad loss(params, task_i)`; `out` has a leading task axis. With `chunk_size`,
-    a scan over chunks adds up their gradients: each chunk's intermediates are gone before the next, so
-    memory does not grow with the number of tasks and the work stays in a CPU's cache. With `mesh`, each
-    device does so for its share of the tasks, and they meet once, at the end. The result is the same up to
-    the order of summation.
+    With `chunk_size`, a scan over chunks adds up their gradients: each chunk's intermediates are gone before the
+    next, so memory does not grow with the number of tasks and the work stays in a CPU's cache. With `mesh`,
+    each device does so for its share of the tasks, and they meet once, at the end. Chunks and shares are filled
+    up by tasks of weight zero. The result is the same up to the order of summation.
     """
+    summed = _in_chunks(gradient, chunk_size)
+    if mesh is not None:
+        summed = _sharded(summed, mesh)
 
-    def mean_loss(params, tasks):
-        losses, out = jax.vmap(task_loss, in_axes=(None, 0))(params, tasks)
-        return jnp.mean(losses), out
+    def mean(meta, step, tasks):
+        num_tasks = _number(tasks)
+        out, grads = summed(meta, step, tasks, jnp.ones(num_tasks))
+        return out, jax.tree.map(lambda g, p: (g / num_tasks).astype(p.dtype), grads, meta)
 
-    gradient = jax.grad(mean_loss, has_aux=True)
+    return mean
 
-    def whole(params, tasks):
-        grads, out = gradient(params, tasks)
-        return out, grads
 
-    def pick(params, tasks, num_tasks):
+def _in_chunks(gradient: SumGradient, chunk_size: int | str | None) -> SumGradient:
+    def pick(meta, step, tasks, weights) -> int:
+        num_tasks = _number(tasks)
         if not isinstance(chunk_size, str):
-            return checks.chunking("chunk_size", chunk_size, num_tasks, "tasks")
-        one = jax.tree.map(lambda leaf: leaf[:1], tasks)
-        size, reason = chunk_that_fits(whole, params, one, num_tasks=num_tasks)
+            return min(chunk_size or num_tasks, num_tasks)
+        one = jax.tree.map(lambda leaf: leaf[:1], (tasks, weights))
+        fits, reason = tasks_that_fit(gradient, meta, step, *one)
+        # As few chunks as can be, and these even.
+        size = math.ceil(num_tasks / math.ceil(num_tasks / fits))
         _logger.info('chunk_size="auto" takes %d of %d tasks at a time: %s', size, num_tasks, reason)
         return size
 
-    def chunked(params, tasks):
-        num_tasks = checks.tasks(tasks)
-        size = pick(params, tasks, num_tasks)
+    def chunked(meta, step, tasks, weights):
+        num_tasks = _number(tasks)
+        size = pick(meta, step, tasks, weights)
         if size == num_tasks:
-            return whole(params, tasks)
-        num_chunks = num_tasks // size
-        chunks = jax.tree.map(lambda leaf: leaf.reshape(num_chunks, size, *leaf.shape[1:]), tasks)
+            return gradient(meta, step, tasks, weights)
+        filled = _filled((tasks, weights), size)
+        chunks = jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), filled)
 
         def add_chunk(total, chunk):
-            out, grads = whole(params, chunk)
+            out, grads = gradient(meta, step, *chunk)
             return jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, grads), out
 
         # Half-precision gradients are summed in float32: many small terms would vanish.
-        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)), params)
+        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)), meta)
         total, out = jax.lax.scan(add_chunk, zeros, chunks)
-        grads = jax.tree.map(lambda t, p: (t / num_chunks).astype(p.dtype), total, params)
-        return jax.tree.map(lambda leaf: leaf.reshape(num_tasks, *leaf.shape[2:]), out), grads
+        joined = jax.tree.map(lambda leaf: leaf.reshape(leaf.shape[0] * size, *leaf.shape[2:])[:num_tasks], out)
+        return joined, total
 
-    return chunked if mesh is None else _sharded(chunked, mesh)
+    return chunked
 
 
-def _sharded(mean_grad: Callable, mesh: Mesh) -> Callable:
-    """Split the tasks over `mesh`, each device taking `mean_grad` of its share."""
+def _sharded(gradient: SumGradient, mesh: Mesh) -> SumGradient:
+    """Split the tasks over `mesh`, each device taking `gradient` of its share."""
 
-    def sharded(params, tasks):
-        checks.sharding(mesh, checks.tasks(tasks))
+    def sharded(meta, step, tasks, weights):
+        num_tasks = _number(tasks)
 
-        def share(params, tasks):
-            out, grads = mean_grad(params, tasks)
+        def share(meta, step, tasks, weights):
+            out, grads = gradient(meta, step, tasks, weights)
             return out, jax.tree.map(lambda g: g[None], grads)
 
         # Gradients leave as one a device and meet outside: within shard_map, and with its check of varying values,
         # the derivative by replicated parameters would be summed over the devices in the inner loop, and mix tasks.
         over_tasks = PartitionSpec(mesh.axis_names)
         out, shares = jax.shard_map(
-            share, mesh=mesh, in_specs=(PartitionSpec(), over_tasks), out_specs=over_tasks, check_vma=False
-        )(params, tasks)
-        grads = jax.tree.map(lambda g: jnp.mean(g, axis=0), shares)
+            share,
+            mesh=mesh,
+            in_specs=(PartitionSpec(), PartitionSpec(), over_tasks, over_tasks),
+            out_specs=over_tasks,
+            check_vma=False,
+        )(meta, step, *_filled((tasks, weights), mesh.size))
+        grads = jax.tree.map(lambda g: jnp.sum(g, axis=0), shares)
+        out = jax.tree.map(lambda leaf: leaf[:num_tasks], out)
         return out, jax.lax.with_sharding_constraint(grads, NamedSharding(mesh, PartitionSpec()))
 
     return sharded
+
+
+def _filled(tasks_and_weights: tuple[PyTree, jax.Array], multiple: int) -> tuple[PyTree, jax.Array]:
+    """Tasks and weights, followed by copies of the first task, of weight zero, up to a multiple."""
+    tasks, weights = tasks_and_weights
+    missing = -weights.shape[0] % multiple
+    if not missing:
+        return tasks, weights
+    first = jnp.zeros(missing, int)
+    tasks = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf[first]]), tasks)
+    return tasks, jnp.append(weights, jnp.zeros(missing, weights.dtype))
+
+
+def _number(tasks: PyTree) -> int:
+    return jax.tree.leaves(tasks)[0].shape[0]

@@ -1,11 +1,10 @@
 """The containers and protocols that every other module speaks."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol, TypedDict
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import optax
-from jax.sharding import Mesh
 
 #: A pytree of arrays.
 PyTree = Any
@@ -20,11 +19,11 @@ class Batch(NamedTuple):
     The core accepts any pytree as a batch; this one is a convenience.
 
     Attributes:
-      inputs: Array `[num_examples, ...]`.
+      inputs: Array `[num_examples, ...]`, or a pytree of them.
       targets: Array `[num_examples, ...]`; integer class labels or regression targets.
     """
 
-    inputs: jax.Array
+    inputs: Any
     targets: jax.Array
 
 
@@ -73,16 +72,28 @@ class MetaInfo(NamedTuple):
 
     Attributes:
       query_loss: Query loss of each task after adaptation, `[num_tasks]`. Their mean is the
-        meta-loss that the step descends.
+        meta-loss that the step descends, unless the algorithm's objective is another.
       support_loss: Support loss before each inner step, `[num_tasks, num_inner_steps]`.
       grad_norm: Euclidean norm of the meta-gradient, scalar.
       aux: `loss_fn`'s auxiliary output on the query, leaves `[num_tasks, ...]`; `()` without one.
+      diagnostics: What the algorithm reports of itself, leaves `[num_tasks, ...]`, such as the residual of an
+        implicit solve; `()` for most.
     """
 
     query_loss: jax.Array
     support_loss: jax.Array
     grad_norm: jax.Array
     aux: Any
+    diagnostics: Any = ()
+
+
+class Outcome(NamedTuple):
+    """What an objective reports of a task, beside the scalar that is differentiated. See `MetaInfo`."""
+
+    query_loss: jax.Array
+    support_loss: jax.Array
+    aux: Any
+    diagnostics: Any = ()
 
 
 class AdaptTrace(NamedTuple):
@@ -125,36 +136,6 @@ class InnerRule(NamedTuple):
     init_params: Callable[[PyTree], PyTree]
     init: Callable[[PyTree, PyTree], Any]
     update: Callable[..., tuple[PyTree, Any]]
-
-
-class Execution(TypedDict, total=False):
-    """How an outer step is executed: keyword arguments that every factory takes. None changes the maths.
-
-    Attributes:
-      chunk_size: How many tasks are executed at once: a number that divides that of tasks (for each device
-        of a mesh), `None` for all, or `"auto"`, the default: as many as fit the cache of a CPU or the memory of
-        another device, by a count of what one task holds. What it picked goes to the log `jaxmaml.task_axis`,
-        at level INFO. Changes nothing but rounding.
-      query_chunk_size: How many query examples are differentiated at once, a number that divides theirs; `None`,
-        the default, for all. For a `loss_fn` that is a mean over examples which do not see each
-        other: with batch statistics, each chunk has its own. Scalars in its aux are averaged, arrays joined.
-      mesh: A `jax.sharding.Mesh` over whose devices the tasks are split, such as `jaxmaml.task_mesh()`;
-        `None`, the default, for none. Exact.
-      remat: What the inner loop keeps for its derivative, and what it computes again.
-        `"gradients"`, the default: parameters and optimizer state before each inner step, and those inner
-        gradients that the optimizer's derivative needs. `"steps"`: not the gradients. `"recursive"`:
-        parameters and state of some steps only, about `L K^(1/L)` of `K` with `L = ceil(log10 K)`, and up to
-        `L - 1` inner loops again. `"none"`: all that JAX would keep.
-      matmul_precision: Of the products in `loss_fn`, as `jax.default_matmul_precision` takes it:
-        `"bfloat16"`, `"tensorfloat32"`, `"float32"`, `"BF16_BF16_F32"` ...; `None`, the default, for the
-        platform's own.
-    """
-
-    chunk_size: int | Literal["auto"] | None
-    query_chunk_size: int | None
-    mesh: Mesh | None
-    remat: Literal["none", "gradients", "steps", "recursive"]
-    matmul_precision: str | None
 
 
 class _Init(Protocol):

@@ -1,4 +1,4 @@
-"""What a computation holds in memory at once, counted on its program, and the chunk of tasks that fits."""
+"""What a computation holds in memory at once, counted on its program, and how many tasks fit."""
 
 from collections.abc import Callable
 
@@ -14,19 +14,14 @@ _CPU_BYTES = 1_000_000
 _DEVICE_SHARE = 0.5
 
 
-def chunk_that_fits(function: Callable, params, one_task, *, num_tasks: int) -> tuple[int, str]:
-    """Choose how many tasks to execute at once: the largest divisor of their number that fits.
+def tasks_that_fit(function: Callable, *args_of_one_task) -> tuple[int, str]:
+    """How many tasks fit at once, and why.
 
     Args:
-      function: `(params, tasks) -> any`.
-      params: Its parameters.
-      one_task: A batch of one task.
-      num_tasks: Size of the batch that is to be divided.
-
-    Returns:
-      `(size, reason)`.
+      function: Of a batch of tasks.
+      args_of_one_task: Its arguments for a batch of one.
     """
-    working_set = peak_bytes(jax.make_jaxpr(function)(params, one_task).jaxpr)
+    working_set = peak_bytes(jax.make_jaxpr(function)(*args_of_one_task).jaxpr)
     platform = jax.default_backend()
     if platform == "cpu":
         room, kind = _CPU_BYTES, "the cache"
@@ -34,8 +29,7 @@ def chunk_that_fits(function: Callable, params, one_task, *, num_tasks: int) -> 
         stats = jax.local_devices()[0].memory_stats() or {}
         room, kind = int(_DEVICE_SHARE * stats.get("bytes_limit", 1 << 62)), "the device"
     fits = max(1, room // max(1, working_set))
-    size = max(size for size in range(1, min(fits, num_tasks) + 1) if num_tasks % size == 0)
-    return size, f"one holds about {working_set / 1e6:.3g} MB, and {room / 1e6:.3g} MB fit {kind} ({platform})."
+    return fits, f"one holds about {working_set / 1e6:.3g} MB, and {room / 1e6:.3g} MB fit {kind} ({platform})."
 
 
 def peak_bytes(jaxpr) -> int:

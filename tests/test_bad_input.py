@@ -96,7 +96,6 @@ MALFORMED = {
     "no tasks": (lambda: update(jaxmaml.Task(jnp.ones((0, 2)), jnp.ones((0, 2)))), ValueError, "is empty"),
     "support of None": (lambda: update(jaxmaml.Task(None, CENTRES)), ValueError, "`tasks.support` has no arrays"),
     "query of text": (lambda: update(jaxmaml.Task(CENTRES, ["x"])), TypeError, "`tasks.query` must be a pytree of arr"),
-    "chunks do not divide": (lambda: update(chunk_size=2), ValueError, "must divide the number of tasks, got 2 for 3"),
     # the loss
     "loss per example": (
         lambda: update(loss_fn=lambda p, c: p["theta"] - c),

@@ -4,10 +4,9 @@ from typing import Unpack
 
 import optax
 
-from jaxmaml import checks
+from jaxmaml.options import Axes
 from jaxmaml.outer_loop import make_learner
-from jaxmaml.rules import as_inner_rule, check_differentiable_at_zero
-from jaxmaml.types import Execution, InnerRule, LossFn, MetaLearner
+from jaxmaml.types import InnerRule, LossFn, MetaLearner
 
 
 def maml(
@@ -16,8 +15,7 @@ def maml(
     outer_optimizer: optax.GradientTransformation,
     *,
     num_inner_steps: int,
-    derivative: str = "mixed",
-    **execution: Unpack[Execution],
+    **axes: Unpack[Axes],
 ) -> MetaLearner:
     r"""Learn an initialisation from which a few gradient steps learn a new task.
 
@@ -43,8 +41,9 @@ def maml(
         memory) is the default; `"reverse"` (exact; plain JAX, and the one that forward-mode
         differentiation of `adapt` needs); `"first_order"` (inner gradients taken as constants: no second
         derivatives, about a third cheaper in the paper).
-      **execution: How the step is executed, at the same result: `chunk_size`, `query_chunk_size`, `mesh`, `remat`
-        and `matmul_precision`; see `jaxmaml.Execution`. The defaults are meant to be fast anywhere.
+      **axes: The other axes of the family, such as which leaves are adapted or which query losses count, and how the
+        step is executed, at the same result: see `jaxmaml.Axes` and `jaxmaml.Execution`. The defaults are
+        MAML's, and meant to be fast anywhere.
 
     Returns:
       `MetaLearner(init, adapt, update)`, pure functions:
@@ -85,19 +84,4 @@ def maml(
       Finn, Abbeel and Levine, 2017, https://arxiv.org/abs/1703.03400
       Kemaev et al., 2025, https://arxiv.org/abs/2505.00793 (mixed-mode differentiation)
     """
-    checks.function("loss_fn", loss_fn)
-    checks.inner_optimizer(inner_optimizer)
-    checks.optimizer("outer_optimizer", outer_optimizer)
-    checks.positive_int("num_inner_steps", num_inner_steps)
-    checks.one_of("derivative", derivative, ("mixed", "reverse", "first_order"))
-    rule = as_inner_rule(inner_optimizer)
-    if derivative != "first_order":  # Its meta-gradient never meets the derivative of the rule.
-        check_differentiable_at_zero(rule)
-    return make_learner(
-        loss_fn,
-        rule,
-        outer_optimizer,
-        num_inner_steps=num_inner_steps,
-        derivative=derivative,
-        **checks.execution(execution),
-    )
+    return make_learner(loss_fn, inner_optimizer, outer_optimizer, num_inner_steps, axes)

@@ -14,7 +14,11 @@ from jaxmaml.nn.streaming import group_size, map_groups
 
 
 def batch_norm(
-    x: jax.Array, scale: jax.Array | None = None, bias: jax.Array | None = None, epsilon: float = 1e-3
+    x: jax.Array,
+    scale: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    epsilon: float = 1e-3,
+    num_support: int | None = None,
 ) -> jax.Array:
     r"""Normalise by the statistics of the batch at hand: transductive, without running averages.
 
@@ -27,10 +31,12 @@ def batch_norm(
       scale: Array `[C]`; `None` for 1.
       bias: Array `[C]`; `None` for 0.
       epsilon: Added to the variance; 1e-3 as in the original MAML code.
+      num_support: Take the statistics of the first so many examples alone, the support set's: what follows then does
+        not depend on each other. `None`, the default, for all: transductive.
     Returns:
       Array like `x`.
     Raises:
-      ValueError: If `scale` or `bias` is not `[C]`.
+      ValueError: If `scale` or `bias` is not `[C]`, or `num_support` is not in `1 ... len(x)`.
     Example:
       >>> import jax.numpy as jnp, jaxmaml
       >>> jaxmaml.nn.batch_norm(jnp.array([[1.0], [3.0]]), epsilon=0.0).tolist()
@@ -42,20 +48,47 @@ def batch_norm(
     for name, value in (("scale", scale), ("bias", bias)):
         if value is not None and value.shape != x.shape[-1:]:
             raise ValueError(f"`{name}` must have the shape of the channels {x.shape[-1:]}, got {value.shape}.")
+    if num_support is not None and not 0 < num_support <= x.shape[0]:
+        raise ValueError(f"`num_support` must be from 1 to the {x.shape[0]} examples, got {num_support}.")
     axes = tuple(range(x.ndim - 1))
-    centred = x - jnp.mean(x, axes, keepdims=True)
-    gain = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axes, keepdims=True) + epsilon)
+    centred = x - jnp.mean(x[:num_support], axes, keepdims=True)
+    gain = jax.lax.rsqrt(jnp.mean(jnp.square(centred[:num_support]), axes, keepdims=True) + epsilon)
     if scale is not None:
         gain = gain * jnp.expand_dims(scale, axes)
     normalised = centred * gain
     return normalised if bias is None else normalised + jnp.expand_dims(bias, axes)
 
 
+def inductive(apply: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Build `apply` for inputs that are images, or `(images, support images)` to be normalised by the latter alone.
+
+    With `jaxmaml.tasks.with_support`: support statistics only, instead of the transductive ones of the query set.
+
+    Args:
+      apply: `(params, inputs, support=...) -> predictions`, such as `jaxmaml.nn.Conv4(...).apply`.
+    Returns:
+      `(params, inputs) -> predictions`.
+    Example:
+      >>> import jaxmaml
+      >>> apply = jaxmaml.nn.inductive(jaxmaml.nn.Conv4.omniglot(num_ways=5).apply)
+      >>> loss_fn = jaxmaml.cross_entropy(apply)
+    """
+    checks.function("apply", apply)
+
+    def applied(params, inputs):
+        if isinstance(inputs, tuple):
+            return apply(params, inputs[0], support=inputs[1])
+        return apply(params, inputs)
+
+    return applied
+
+
 class BatchNorm(linen.Module):
     """`batch_norm` with a learned shift and, with `use_scale`, a learned scale.
 
     The original MAML code shifts but does not scale. Called as `BatchNorm()(x, layer, pool)` it gives
-    `pool(batch_norm(layer(x)))` without ever holding all of `layer(x)` on a CPU: see `normalised_layer`.
+    `pool(batch_norm(layer(x)))`, without a scale without ever holding all of `layer(x)` on a CPU: see
+    `normalised_layer`. `num_support` is that of `batch_norm`.
     """
 
     use_scale: bool = False
@@ -67,16 +100,16 @@ class BatchNorm(linen.Module):
         x: jax.Array,
         layer: Callable[[jax.Array], jax.Array] | None = None,
         pool: Callable[[jax.Array], jax.Array] | None = None,
+        num_support: int | None = None,
     ) -> jax.Array:
         normed = x if layer is None else jax.eval_shape(layer, x)
         channels = normed.shape[-1:]
         scale = self.param("scale", linen.initializers.ones, channels, normed.dtype) if self.use_scale else None
         bias = self.param("bias", linen.initializers.zeros, channels, normed.dtype)
-        if layer is None:
-            return batch_norm(x, scale, bias, self.epsilon)
-        if scale is not None:
-            raise ValueError("`layer` needs `use_scale=False`: pooling commutes with positive scales only.")
-        return normalised_layer(layer, x, bias, pool or (lambda y: y), self.epsilon)
+        pool = pool or (lambda y: y)
+        if layer is None or scale is not None or num_support is not None:  # Pooling commutes with positive scales only.
+            return pool(batch_norm(layer(x) if layer else x, scale, bias, self.epsilon, num_support))
+        return normalised_layer(layer, x, bias, pool, self.epsilon)
 
 
 def normalised_layer(layer, x, bias, pool, epsilon):

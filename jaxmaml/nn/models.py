@@ -21,6 +21,8 @@ class MLP(linen.Module):
 
     Attributes:
       features: Width of each layer, the output's last.
+      num_context: Size of a vector `context`, zero at first, that is appended to every input (CAVIA).
+      warp: Follow each hidden layer by a linear map `warp_0`, `warp_1` ..., the identity at first (T-nets, Warp-MAML).
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxmaml
@@ -34,12 +36,18 @@ class MLP(linen.Module):
     """
 
     features: tuple[int, ...] = (40, 40, 1)
+    num_context: int = 0
+    warp: bool = False
 
     @linen.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         init = linen.initializers.truncated_normal(0.01)
-        for width in self.features[:-1]:
-            x = linen.relu(linen.Dense(width, kernel_init=init)(x))
+        if self.num_context:
+            context = self.param("context", linen.initializers.zeros, (self.num_context,), x.dtype)
+            x = jnp.concatenate([x, jnp.broadcast_to(context, (*x.shape[:-1], self.num_context))], axis=-1)
+        for index, width in enumerate(self.features[:-1]):
+            x = linen.Dense(width, kernel_init=init)(x)
+            x = linen.relu(_warp(x, index) if self.warp else x)
         return linen.Dense(self.features[-1], kernel_init=init)(x)
 
 
@@ -60,6 +68,16 @@ class Conv4(linen.Module):
       pool: Max-pool after each block, where the other form strides.
       spatial_mean: Average over space before the head, where the other form flattens.
       head_init: Initialiser of the head's kernel.
+      conv_general_dilated: The convolution.
+      normalisation: `"batch"`: statistics of the batch at hand, or of `support` where that is given; `"layer"` and
+        `"group"`: of each example alone, over all channels or eighths of them.
+      use_scale: Learn a scale as well as a shift.
+      num_context: Size of a vector `context`, zero at first, that scales and shifts the filters of the third block
+        (FiLM; CAVIA).
+      warp: Follow each block by a 1 x 1 convolution `warp_0` ..., the identity at first (Warp-MAML).
+
+    Called as `model.apply(params, x, head=False)` it returns what the head gets, and as
+    `model.apply(params, x, support=images)` it normalises by the statistics of `support` alone.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxmaml
@@ -80,24 +98,35 @@ class Conv4(linen.Module):
     spatial_mean: bool
     head_init: Callable[..., Any]
     conv_general_dilated: Callable[..., jax.Array] = conv_general_dilated
+    normalisation: str = "batch"
+    use_scale: bool = False
+    num_context: int = 0
+    warp: bool = False
 
     @classmethod
-    def omniglot(cls, num_ways: int, features: int = 64) -> "Conv4":
+    def omniglot(cls, num_ways: int, features: int = 64, **options: Any) -> "Conv4":
         checks.positive_int("num_ways", num_ways)
         checks.positive_int("features", features)
-        return cls(num_ways, features, pool=False, spatial_mean=True, head_init=linen.initializers.normal(1.0))
+        head_init = linen.initializers.normal(1.0)
+        return cls(num_ways, features, pool=False, spatial_mean=True, head_init=head_init, **options)
 
     @classmethod
-    def mini_imagenet(cls, num_ways: int, features: int = 32) -> "Conv4":
+    def mini_imagenet(cls, num_ways: int, features: int = 32, **options: Any) -> "Conv4":
         checks.positive_int("num_ways", num_ways)
         checks.positive_int("features", features)
-        return cls(num_ways, features, pool=True, spatial_mean=False, head_init=linen.initializers.xavier_uniform())
+        head_init = linen.initializers.xavier_uniform()
+        return cls(num_ways, features, pool=True, spatial_mean=False, head_init=head_init, **options)
 
     @linen.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, *, head: bool = True, support: jax.Array | None = None) -> jax.Array:
+        checks.one_of("normalisation", self.normalisation, ("batch", "layer", "group"))
         if x.ndim != 4:
             raise ValueError(f"`x` must be images [num_examples, height, width, channels], got shape {x.shape}.")
-        for _ in range(4):
+        first = 0
+        if support is not None:
+            first = support.shape[0]
+            x = jnp.concatenate([support, x])
+        for index in range(4):
             conv = linen.Conv(
                 self.features,
                 kernel_size=(3, 3),
@@ -110,6 +139,31 @@ class Conv4(linen.Module):
             module, variables = conv.unbind()
             apply: Callable[..., Any] = module.apply
             layer = functools.partial(apply, variables)
-            x = linen.relu(BatchNorm()(x, layer, max_pool if self.pool else None))
+            pool = max_pool if self.pool else None
+            if self.normalisation == "batch":
+                norm = BatchNorm(use_scale=self.use_scale)
+                x = norm(x, layer, pool, first or None)
+            else:
+                groups = 8 if self.normalisation == "group" else 1
+                norm = linen.GroupNorm(groups, use_scale=self.use_scale, epsilon=1e-3)
+                x = norm(layer(x)) if pool is None else pool(norm(layer(x)))
+            x = linen.relu(x)
+            if self.num_context and index == 2:
+                context = self.param("context", linen.initializers.zeros, (self.num_context,), x.dtype)
+                scale, shift = jnp.split(linen.Dense(2 * self.features, name="film")(context), 2)
+                x = x * (1.0 + scale)[None, None, None] + shift[None, None, None]
+            if self.warp:
+                x = _warp(x, index)
         x = jnp.mean(x, axis=(1, 2)) if self.spatial_mean else x.reshape(x.shape[0], -1)
-        return linen.Dense(self.num_ways, kernel_init=self.head_init)(x)
+        x = x[first:]
+        dense = linen.Dense(self.num_ways, kernel_init=self.head_init)
+        return dense(x) if head else x
+
+
+def _warp(x: jax.Array, index: int) -> jax.Array:
+    """A linear map of the last axis, the identity at first; called in a compact method."""
+
+    def identity(key, shape, dtype=jnp.float32):
+        return jnp.eye(*shape, dtype=dtype)
+
+    return linen.Dense(x.shape[-1], use_bias=False, kernel_init=identity, name=f"warp_{index}")(x)

@@ -3,6 +3,7 @@
 from jaxmaml.tasks import omniglot as omniglot
 from jaxmaml.tasks import strokes as strokes
 from jaxmaml.tasks.episodes import image_episodes as image_episodes
+from jaxmaml.tasks.inductive import with_support as with_support
 from jaxmaml.tasks.sinusoids import sinusoid as sinusoid
 from jaxmaml.tasks.splits import ImageClasses as ImageClasses
 from jaxmaml.tasks.splits import Splits as Splits

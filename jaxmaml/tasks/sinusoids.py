@@ -15,25 +15,26 @@ INPUT = (-5.0, 5.0)
 
 
 def sinusoid(
-    num_shots: int = 10, num_queries: int = 10, *, with_parameters: bool = False
+    num_shots: int = 10, num_queries: int = 10, *, with_parameters: bool = False, noise_std: float = 0.0
 ) -> Callable[[chex.PRNGKey], Task]:
     r"""Build the sampler of the paper's sinusoid tasks.
 
     A task is `y = A sin(x - p)` with `A ~ U[0.1, 5]` and `p ~ U[0, pi]`; its points have `x ~ U[-5, 5]` and
-    no noise. Over the family the best single predictor is `-1.623 cos x`, with a mean squared error of
-    3.006, and predicting zero has 4.252.
+    no noise, or normal noise of `noise_std` on every target. Over the family the best single predictor is
+    `-1.623 cos x`, with a mean squared error of 3.006, and predicting zero has 4.252.
 
     Args:
       num_shots: Support points a task; 10 in the paper's training.
       num_queries: Query points a task.
       with_parameters: Append `A` and `p` to every input, for an oracle that is told its task.
+      noise_std: Standard deviation of the targets' noise; 0 in the paper. With noise, few points are ambiguous.
 
     Returns:
       `sample(key) -> Task` of `Batch(inputs [n, 1], targets [n, 1])`, inputs `[n, 3]` with parameters;
       pure, for use inside `jit` and `vmap`.
 
     Raises:
-      ValueError: If `num_shots` or `num_queries` < 1.
+      ValueError: If `num_shots` or `num_queries` < 1, or `noise_std` < 0.
 
     Example:
       >>> import jax, jaxmaml
@@ -44,9 +45,11 @@ def sinusoid(
 
     References:
       Finn et al., 2017, section 5.1, https://arxiv.org/abs/1703.03400
+      Finn et al., 2018, https://arxiv.org/abs/1806.02817 (ambiguous tasks, noise of 0.3)
     """
     checks.positive_int("num_shots", num_shots)
     checks.positive_int("num_queries", num_queries)
+    checks.number("noise_std", noise_std, at_least=0.0)
 
     def sample(key: chex.PRNGKey) -> Task:
         amplitude_key, phase_key, input_key = jax.random.split(key, 3)
@@ -54,6 +57,8 @@ def sinusoid(
         phase = jax.random.uniform(phase_key, minval=PHASE[0], maxval=PHASE[1])
         x = jax.random.uniform(input_key, (num_shots + num_queries, 1), minval=INPUT[0], maxval=INPUT[1])
         targets = amplitude * jnp.sin(x - phase)
+        if noise_std:
+            targets += noise_std * jax.random.normal(jax.random.fold_in(key, 0), x.shape)
         inputs = x
         if with_parameters:
             told = jnp.broadcast_to(jnp.stack([amplitude, phase]), (x.shape[0], 2))

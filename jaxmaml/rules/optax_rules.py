@@ -1,6 +1,5 @@
-"""Inner rules: how an inner gradient becomes an update of the fast parameters."""
+"""Optax transformations as inner rules."""
 
-import numbers
 import warnings
 from typing import Any
 
@@ -8,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxmaml import checks
 from jaxmaml.types import InnerRule, PyTree
 
 
@@ -92,10 +92,7 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     References:
       Pascanu et al., 2012, https://arxiv.org/abs/1211.5063
     """
-    if not isinstance(max_norm, numbers.Real):
-        raise TypeError(f"`max_norm` must be a number, got {max_norm!r}.")
-    if not max_norm > 0:
-        raise ValueError(f"`max_norm` must be > 0, got {max_norm}.")
+    checks.positive("max_norm", max_norm)
 
     def update(updates, state, params=None):
         del params

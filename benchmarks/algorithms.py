@@ -1,0 +1,225 @@
+"""Every algorithm of the family on one problem, for `step_counts --algorithms`: recipes, training, judgement."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jaxmaml
+from benchmarks import reporting
+from jaxmaml.sampling import Sampler
+
+
+@dataclasses.dataclass(frozen=True)
+class Algorithm:
+    """A recipe.
+
+    Attributes:
+      learner: Made for a number of outer steps, since schedules depend on it.
+      params: Where it starts.
+      judge: `(fast_params, batch) -> loss` or `(loss, {"accuracy": ...})`, of what is deployed.
+      recipe: In words, for the result file.
+      normalisation: Whose statistics the model normalises by.
+      untrained: It is the start of all training that is judged.
+    """
+
+    learner: Callable[[int], jaxmaml.MetaLearner]
+    params: Any
+    judge: jaxmaml.LossFn
+    recipe: str
+    normalisation: str = "none"
+    untrained: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """The algorithms on one problem, and how they are trained."""
+
+    algorithms: dict[str, Algorithm]
+    sample: Sampler
+    num_tasks: int
+    outer_steps: int
+    steps_per_dispatch: int
+
+
+def train(algorithm: Algorithm, family: Family, outer_steps: int | None, key: chex.PRNGKey) -> tuple[Any, Any, dict]:
+    """Returns `(learner, state, row)`: the row has the cost of an outer step, once compiled."""
+    num_steps = outer_steps or family.outer_steps
+    learner = algorithm.learner(num_steps)
+    state = learner.init(algorithm.params)
+    row = {"recipe": algorithm.recipe, "normalisation": algorithm.normalisation, "outer_steps": 0}
+    if algorithm.untrained:
+        return learner, state, row
+    options: dict[str, Any] = {"num_tasks": family.num_tasks, "steps_per_dispatch": family.steps_per_dispatch}
+    began = time.perf_counter()
+    trained, _ = jaxmaml.fit(learner, state, family.sample, key, num_steps=num_steps, **options)
+    row |= {"outer_steps": num_steps, "seconds": round(time.perf_counter() - began, 1)}
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        again, _ = jaxmaml.fit(
+            learner, trained, family.sample, key, num_steps=family.steps_per_dispatch, progress=False, **options
+        )
+        jax.block_until_ready(again)
+        seconds.append(time.perf_counter() - began)
+    tasks = jax.eval_shape(jax.vmap(family.sample), jax.random.split(key, family.num_tasks))
+    compiled = jax.jit(learner.update).lower(jax.eval_shape(lambda s: s, trained), tasks).compile()
+    row["ms_per_outer_step"] = 1e3 * float(np.median(seconds)) / family.steps_per_dispatch
+    row["megabytes"] = reporting.temporaries(compiled) / 1e6
+    return learner, trained, row
+
+
+def sinusoid(key: chex.PRNGKey) -> Family:
+    """One inner step of 0.01 on 10 points wherever the algorithm has no step size of its own."""
+    model, x = jaxmaml.nn.MLP(), jnp.zeros((1, 1))
+    params = model.init(key, x)
+    loss_fn = jaxmaml.mean_squared_error(model.apply)
+    adam, sgd = optax.adam(1e-3), optax.sgd(0.01)
+    context, warp = jaxmaml.nn.MLP(num_context=5), jaxmaml.nn.MLP(warp=True)
+    particles = jax.vmap(lambda key: model.init(key, x))(jax.random.split(key, 10))
+
+    def mixture(params, inputs):
+        return jnp.mean(jnp.asarray(jax.vmap(model.apply, in_axes=(0, None))(params, inputs)), axis=0)
+
+    def of(factory, *args, recipe, loss_fn=loss_fn, params=params, judge=loss_fn, untrained=False, **axes):
+        options = {"num_inner_steps": 1} | axes
+        make = lambda num_steps: factory(loss_fn, *args, **options)  # noqa: E731
+        return Algorithm(make, params, judge, recipe, untrained=untrained)
+
+    context_loss, warp_loss = (jaxmaml.mean_squared_error(m.apply) for m in (context, warp))
+    algorithms = {
+        "maml": of(jaxmaml.maml, sgd, adam, recipe="1 step of 0.01"),
+        "fomaml": of(jaxmaml.fomaml, sgd, adam, recipe="1 step of 0.01"),
+        "reptile": Algorithm(
+            lambda num_steps: jaxmaml.reptile(
+                loss_fn, optax.sgd(0.02), optax.sgd(optax.linear_schedule(1.0, 0.0, num_steps)), num_inner_steps=20
+            ),
+            params,
+            loss_fn,
+            "20 steps of 0.02, outer step from 1 to 0",
+        ),
+        "anil": of(jaxmaml.anil, sgd, adam, head="Dense_2", recipe="1 step of 0.01 of the last layer"),
+        "boil": of(jaxmaml.boil, sgd, adam, head="Dense_2", recipe="1 step of 0.01 of all but the last layer"),
+        "meta_sgd": of(jaxmaml.meta_sgd, (0.005, 0.1), adam, recipe="1 step, rates from U(0.005, 0.1)"),
+        "maml_plus_plus": Algorithm(
+            lambda num_steps: jaxmaml.maml_plus_plus(
+                loss_fn, 0.01, 1e-3, num_inner_steps=5, num_outer_steps=num_steps, normalisation=None
+            ),
+            params,
+            loss_fn,
+            "5 steps, rates from 0.01 a tensor and step; multi-step loss in the first tenth, first order in the first "
+            "half, cosine",
+        ),
+        "imaml": of(
+            jaxmaml.imaml, sgd, adam, num_inner_steps=16, strength=1.0, recipe="16 steps of 0.01, strength 1, 5 of CG"
+        ),
+        "cavia": of(
+            jaxmaml.cavia,
+            optax.sgd(1.0),
+            adam,
+            context="context",
+            loss_fn=context_loss,
+            judge=context_loss,
+            params=context.init(key, x),
+            recipe="1 step of 1.0 of 5 context parameters",
+        ),
+        "meta_curvature": of(jaxmaml.meta_curvature, sgd, adam, recipe="1 step of 0.01"),
+        "warp_maml": of(
+            jaxmaml.warp_maml,
+            sgd,
+            adam,
+            warp=lambda path: "warp" in path,
+            loss_fn=warp_loss,
+            judge=warp_loss,
+            params=warp.init(key, x),
+            recipe="1 step of 0.01, a linear warp layer after each hidden one",
+        ),
+        "es_maml": of(jaxmaml.es_maml, sgd, adam, std=0.03, recipe="1 step of 0.01, 8 pairs a task, std 0.03"),
+        "bayesian_maml": of(
+            jaxmaml.bayesian_maml,
+            0.1,
+            adam,
+            params=particles,
+            judge=jaxmaml.mean_squared_error(mixture),
+            repulsion=0.1,
+            recipe="10 particles, 1 SVGD step of 0.1, repulsion 0.1, leader 1 step; judged by their mean",
+        ),
+        "joint_training": of(jaxmaml.joint_training, sgd, adam, recipe="fine-tuned by steps of 0.01"),
+        "linear_probe": of(
+            jaxmaml.joint_training,
+            sgd,
+            adam,
+            adapted="Dense_2",
+            recipe="joint training, steps of 0.01 of the last layer",
+        ),
+        "from_scratch": of(
+            jaxmaml.maml, sgd, adam, untrained=True, recipe="steps of 0.01 from a random initialisation"
+        ),
+    }
+    return Family(algorithms, jaxmaml.tasks.sinusoid(), num_tasks=25, outer_steps=30_000, steps_per_dispatch=1000)
+
+
+def omniglot(key: chex.PRNGKey, sample: Sampler, num_ways: int) -> Family:
+    """One inner step of 2.0 on the mean cross-entropy, 0.4 on the sum over ways, wherever nothing else is said."""
+    statistics = "batch statistics, transductive"
+    image = jnp.zeros((1, 28, 28, 1))
+    adam, sgd = optax.adam(1e-3), optax.sgd(2.0)
+    model = jaxmaml.nn.Conv4.omniglot(num_ways)
+    scaled = jaxmaml.nn.Conv4.omniglot(num_ways, use_scale=True)
+    loss_fn, scaled_loss = (jaxmaml.cross_entropy(m.apply) for m in (model, scaled))
+    params = model.init(key, image)
+
+    def of(factory, *args, recipe, **axes):
+        options = {"num_inner_steps": 1} | axes
+        return Algorithm(lambda num_steps: factory(loss_fn, *args, **options), params, loss_fn, recipe, statistics)
+
+    algorithms = {
+        "maml": of(jaxmaml.maml, sgd, adam, recipe="1 step of 2.0"),
+        "fomaml": of(jaxmaml.fomaml, optax.sgd(0.5), adam, recipe="1 step of 0.5"),
+        "reptile": Algorithm(
+            lambda num_steps: jaxmaml.reptile(
+                loss_fn,
+                optax.adam(1e-3, b1=0.0),
+                optax.sgd(optax.linear_schedule(1.0, 0.0, num_steps)),
+                num_inner_steps=5,
+            ),
+            params,
+            loss_fn,
+            "5 steps of Adam, 1e-3 without momentum, outer step from 1 to 0; 1 shot, where the paper trains on 10",
+            statistics,
+        ),
+        "anil": of(jaxmaml.anil, sgd, adam, head="Dense_0", recipe="1 step of 2.0 of the head"),
+        "boil": of(jaxmaml.boil, sgd, adam, head="Dense_0", recipe="1 step of 2.0 of all but the head"),
+        "meta_sgd": of(jaxmaml.meta_sgd, 0.5, adam, recipe="1 step, rates from 0.5"),
+        "maml_plus_plus": Algorithm(
+            lambda num_steps: jaxmaml.maml_plus_plus(
+                scaled_loss,
+                0.5,
+                1e-3,
+                num_inner_steps=3,
+                num_outer_steps=num_steps,
+                normalisation=lambda path: "BatchNorm" in path,
+            ),
+            scaled.init(key, image),
+            scaled_loss,
+            "3 steps, rates from 0.5 a tensor and step; multi-step loss in the first tenth, first order in the first "
+            "half, cosine",
+            "batch statistics of each step, transductive; scales and shifts of each step, not adapted",
+        ),
+        "proto_maml": of(
+            jaxmaml.proto_maml,
+            optax.sgd(0.1),
+            adam,
+            embed=functools.partial(model.apply, head=False),
+            head="Dense_0",
+            recipe="1 step of 0.1 from prototypes; step 0 is the nearest centroid",
+        ),
+    }
+    return Family(algorithms, sample, num_tasks=32, outer_steps=2000, steps_per_dispatch=100)

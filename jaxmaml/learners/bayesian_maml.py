@@ -1,0 +1,66 @@
+"""Bayesian MAML."""
+
+from typing import Unpack
+
+import optax
+
+from jaxmaml import losses, objectives
+from jaxmaml.options import Axes, fixed
+from jaxmaml.outer_loop import make_learner
+from jaxmaml.rules import svgd
+from jaxmaml.types import LossFn, MetaLearner
+
+
+def bayesian_maml(
+    loss_fn: LossFn,
+    inner_step_size: float,
+    outer_optimizer: optax.GradientTransformation,
+    *,
+    num_inner_steps: int,
+    num_leader_steps: int = 1,
+    repulsion: float = 1.0,
+    **axes: Unpack[Axes],
+) -> MetaLearner:
+    r"""Learn an ensemble that adapts to a task's posterior by Stein variational gradient descent.
+
+    `params` are `M` particles, along the leading axis of every leaf. On a task they take `num_inner_steps` of
+    `jaxmaml.rules.svgd`, down the support loss and apart from each other. The outer loop descends the chaser loss,
+    the distance to a leader that went on for `num_leader_steps` more on support and query together. The adapted
+    particles are samples of the predictive distribution.
+
+    Args:
+      loss_fn: `(params, batch) -> loss` or `(loss, aux)` of one particle; the mean over
+        particles is descended and reported.
+      inner_step_size: Of SVGD; > 0.
+      outer_optimizer: Applies the meta-gradient.
+      num_inner_steps: In training; >= 1.
+      num_leader_steps: How much further the leader goes; >= 1.
+      repulsion: Temperature of the posterior: see `jaxmaml.rules.svgd`.
+      **axes: The other axes of the family: see `jaxmaml.Axes`.
+    Returns:
+      A `MetaLearner`, as `jaxmaml.maml` does.
+    Raises:
+      ValueError: If a number is out of range; in use: if leaves have different leading axes.
+      TypeError, ValueError: As `jaxmaml.maml`.
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, jaxmaml
+      >>> model = jaxmaml.nn.MLP()
+      >>> learner = jaxmaml.bayesian_maml(
+      ...     jaxmaml.mean_squared_error(model.apply), 0.01, optax.adam(1e-3), num_inner_steps=1)
+      >>> keys = jax.random.split(jax.random.key(0), 10)
+      >>> state = learner.init(jax.vmap(lambda key: model.init(key, jnp.ones((1, 1))))(keys))
+      >>> task = jaxmaml.tasks.sinusoid()(jax.random.key(1))
+      >>> particles, _ = learner.adapt(state, task.support)
+      >>> jax.vmap(model.apply, in_axes=(0, None))(particles, task.query.inputs).shape
+      (10, 10, 1)
+
+    References:
+      Kim et al., 2018, https://arxiv.org/abs/1806.03836
+    """
+    return make_learner(
+        losses.ensemble(loss_fn),
+        svgd(inner_step_size, repulsion),
+        outer_optimizer,
+        num_inner_steps,
+        fixed(axes, objective=objectives.chaser(num_leader_steps)),
+    )

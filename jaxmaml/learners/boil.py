@@ -1,0 +1,51 @@
+"""Body only update in inner loop."""
+
+from typing import Unpack
+
+import optax
+
+from jaxmaml import leaves
+from jaxmaml.leaves import Leaves
+from jaxmaml.options import Axes, fixed
+from jaxmaml.outer_loop import make_learner
+from jaxmaml.types import InnerRule, LossFn, MetaLearner
+
+
+def boil(
+    loss_fn: LossFn,
+    inner_optimizer: optax.GradientTransformation | InnerRule,
+    outer_optimizer: optax.GradientTransformation,
+    *,
+    num_inner_steps: int,
+    head: Leaves,
+    **axes: Unpack[Axes],
+) -> MetaLearner:
+    r"""Learn the head in the outer loop and adapt only the features to a task.
+
+    `jaxmaml.maml` where `theta = (body, head)` and inner steps move the body alone.
+
+    Args:
+      loss_fn: `(params, batch) -> loss` or `(loss, aux)`.
+      inner_optimizer: As in `jaxmaml.maml`; it sees the body's leaves only, and `None` for the others.
+      outer_optimizer: Applies the meta-gradient.
+      num_inner_steps: In training; >= 1, 1 in the paper.
+      head: Which leaves stay: as in `jaxmaml.anil`.
+      **axes: The other axes of the family: see `jaxmaml.Axes`.
+    Returns:
+      A `MetaLearner`, as `jaxmaml.maml` does.
+    Raises:
+      ValueError: In use, if `head` selects no leaf, or all. TypeError, ValueError: As `jaxmaml.maml`.
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, jaxmaml
+      >>> model = jaxmaml.nn.MLP()
+      >>> learner = jaxmaml.boil(
+      ...     jaxmaml.mean_squared_error(model.apply), optax.sgd(0.01), optax.adam(1e-3), num_inner_steps=1,
+      ...     head="Dense_2")
+      >>> state = learner.init(model.init(jax.random.key(0), jnp.ones((1, 1))))
+
+    References:
+      Oh et al., 2021, https://arxiv.org/abs/2008.08882
+    """
+    return make_learner(
+        loss_fn, inner_optimizer, outer_optimizer, num_inner_steps, fixed(axes, adapted=leaves.Except(head, "head"))
+    )

@@ -1,0 +1,55 @@
+"""ES-MAML."""
+
+from typing import Unpack
+
+import optax
+
+from jaxmaml.options import Axes, Evolution, fixed
+from jaxmaml.outer_loop import make_learner
+from jaxmaml.types import InnerRule, LossFn, MetaLearner
+
+
+def es_maml(
+    loss_fn: LossFn,
+    inner_optimizer: optax.GradientTransformation | InnerRule,
+    outer_optimizer: optax.GradientTransformation,
+    *,
+    num_inner_steps: int,
+    std: float = Evolution().std,
+    num_pairs: int = Evolution().num_pairs,
+    **axes: Unpack[Axes],
+) -> MetaLearner:
+    r"""Learn an initialisation from values of the meta-loss alone, by evolution strategies.
+
+    `grad = 1/(2 std) E[(F(theta + std e) - F(theta - std e)) e]` with `F` the query loss after adaptation and
+    `e ~ N(0, I)`: for losses whose derivative is useless or missing in the outer loop. Everything that is learned is
+    perturbed, an inner rule's parameters too.
+
+    Args:
+      loss_fn: `(params, batch) -> loss` or `(loss, aux)`.
+      inner_optimizer: As in `jaxmaml.maml`.
+      outer_optimizer: Applies the meta-gradient.
+      num_inner_steps: In training; >= 1.
+      std: Standard deviation of the perturbation; > 0. In float32, far below 0.001 rounding is all that is seen.
+      num_pairs: Antithetic pairs of perturbations for each task. The noise falls as one over the root of
+        `num_tasks * num_pairs`, and grows with the number of parameters.
+      **axes: The other axes of the family: see `jaxmaml.Axes`.
+    Returns:
+      A `MetaLearner`, as `jaxmaml.maml` does.
+    Raises:
+      ValueError: If `std` <= 0 or `num_pairs` < 1.
+      TypeError, ValueError: As `jaxmaml.maml`.
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, jaxmaml
+      >>> model = jaxmaml.nn.MLP()
+      >>> learner = jaxmaml.es_maml(
+      ...     jaxmaml.mean_squared_error(model.apply), optax.sgd(0.01), optax.adam(1e-3), num_inner_steps=1)
+      >>> state = learner.init(model.init(jax.random.key(0), jnp.ones((1, 1))))
+      >>> tasks = jax.vmap(jaxmaml.tasks.sinusoid())(jax.random.split(jax.random.key(1), 4))
+      >>> state, info = jax.jit(learner.update)(state, tasks)
+
+    References:
+      Song et al., 2020, https://arxiv.org/abs/1910.01215
+    """
+    derivative = Evolution(std, num_pairs)
+    return make_learner(loss_fn, inner_optimizer, outer_optimizer, num_inner_steps, fixed(axes, derivative=derivative))

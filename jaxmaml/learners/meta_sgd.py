@@ -1,0 +1,51 @@
+"""Meta-SGD."""
+
+from typing import Unpack
+
+import optax
+
+from jaxmaml.options import Axes
+from jaxmaml.outer_loop import make_learner
+from jaxmaml.rules import learned_rates
+from jaxmaml.types import LossFn, MetaLearner
+
+
+def meta_sgd(
+    loss_fn: LossFn,
+    initial_rate: float | tuple[float, float],
+    outer_optimizer: optax.GradientTransformation,
+    *,
+    num_inner_steps: int,
+    per: str = "parameter",
+    **axes: Unpack[Axes],
+) -> MetaLearner:
+    r"""Learn an initialisation and the step size of every parameter.
+
+    `jaxmaml.maml` with `theta <- theta - alpha * grad` inside, `alpha` of the shape of `theta` and learned beside it.
+
+    Args:
+      loss_fn: `(params, batch) -> loss` or `(loss, aux)`.
+      initial_rate: Where rates start: a number, or `(low, high)` for uniform draws, (0.005, 0.1) in the paper.
+      outer_optimizer: Applies the meta-gradient of `(params, rates)`.
+      num_inner_steps: In training; >= 1.
+      per: What has a rate of its own: each `"parameter"`, each `"tensor"`, or all together a `"scalar"`; see
+        `jaxmaml.rules.learned_rates`, which also has rates for each step.
+      **axes: The other axes of the family: see `jaxmaml.Axes`.
+    Returns:
+      A `MetaLearner`, as `jaxmaml.maml` does.
+    Raises:
+      TypeError, ValueError: As `jaxmaml.maml`.
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, jaxmaml
+      >>> model = jaxmaml.nn.MLP()
+      >>> learner = jaxmaml.meta_sgd(
+      ...     jaxmaml.mean_squared_error(model.apply), (0.005, 0.1), optax.adam(1e-3), num_inner_steps=1)
+      >>> state = learner.init(model.init(jax.random.key(0), jnp.ones((1, 1))))
+      >>> tasks = jax.vmap(jaxmaml.tasks.sinusoid())(jax.random.split(jax.random.key(1), 4))
+      >>> state, info = jax.jit(learner.update)(state, tasks)
+
+    References:
+      Li et al., 2017, https://arxiv.org/abs/1707.09835
+    """
+    rule = learned_rates(initial_rate, per=per, seed=axes.get("seed", 0))
+    return make_learner(loss_fn, rule, outer_optimizer, num_inner_steps, axes)

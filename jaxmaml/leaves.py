@@ -1,0 +1,86 @@
+"""Which leaves of the parameters: all, those of a name, of a predicate, or of a mask; and parameters in two parts."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxmaml.types import PyTree
+
+
+class Except(NamedTuple):
+    """All leaves but those of `leaves`, which the argument `name` selects."""
+
+    leaves: "Leaves"
+    name: str
+
+
+#: `None` for all; a name that is a component of their path; a predicate of the path; a tree of booleans (a prefix).
+Leaves = str | Callable[[str], bool] | Except | PyTree | None
+
+
+def select(params: PyTree, leaves: Leaves, name: str) -> PyTree:
+    """The tree of booleans that `leaves` means for `params`.
+
+    A path is its components joined by "/", as in `"params/Dense_2/kernel"`; a name selects the leaves below it.
+
+    Args:
+      params: Any pytree.
+      leaves: What to select.
+      name: Of the argument, for errors.
+
+    Raises:
+      ValueError: If nothing is selected, or a mask does not fit.
+      TypeError: If a mask or a predicate says anything but true or false.
+    """
+    if isinstance(leaves, Except):
+        others = jax.tree.map(lambda chosen: not chosen, select(params, leaves.leaves, leaves.name))
+        if not any(jax.tree.leaves(others)):
+            raise ValueError(f"`{leaves.name}` selects every leaf and leaves nothing to adapt, got {leaves.leaves!r}.")
+        return others
+    paths = [_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    treedef = jax.tree.structure(params)
+    if leaves is None:
+        chosen = [True] * len(paths)
+    elif isinstance(leaves, str):
+        chosen = [leaves in path.split("/") for path in paths]
+    elif callable(leaves) and jax.tree_util.all_leaves([leaves]):
+        chosen = [leaves(path) for path in paths]
+    else:
+        try:
+            chosen = jax.tree.leaves(jax.tree.broadcast(leaves, params))
+        except ValueError as error:
+            raise ValueError(f"`{name}` must be a mask that fits the parameters: {error}") from None
+    wrong = next((c for c in chosen if not isinstance(c, bool)), None)
+    if wrong is not None:
+        raise TypeError(f"`{name}` must say true or false of each leaf, got {wrong!r}.")
+    if not any(chosen):
+        raise ValueError(f"`{name}` selects no leaf, got {leaves!r}; the leaves are {', '.join(paths)}.")
+    return jax.tree.unflatten(treedef, chosen)
+
+
+def split(params: PyTree, mask: PyTree) -> tuple[PyTree, PyTree]:
+    """`params` where `mask` is true, and where it is not, with `None` in place of the rest."""
+    chosen = jax.tree.map(lambda m, leaf: leaf if m else None, mask, params)
+    rest = jax.tree.map(lambda m, leaf: None if m else leaf, mask, params)
+    return chosen, rest
+
+
+def merge(chosen: PyTree, rest: PyTree) -> PyTree:
+    """The inverse of `split`."""
+    return jax.tree.map(lambda a, b: b if a is None else a, chosen, rest, is_leaf=lambda x: x is None)
+
+
+def with_steps(params: PyTree, mask: PyTree, num_steps: int) -> PyTree:
+    """`params` with a leading axis of `num_steps` equal copies where `mask` is true."""
+    return jax.tree.map(lambda m, leaf: jnp.broadcast_to(leaf, (num_steps, *leaf.shape)) if m else leaf, mask, params)
+
+
+def at_step(params: PyTree, mask: PyTree, step: Any) -> PyTree:
+    """What `with_steps` made, at one step; later steps than there are count as the last."""
+    return jax.tree.map(lambda m, leaf: leaf[jnp.clip(step, 0, leaf.shape[0] - 1)] if m else leaf, mask, params)
+
+
+def _path(path) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")

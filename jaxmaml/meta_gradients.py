@@ -1,0 +1,151 @@
+"""The meta-gradient, summed over tasks: by differentiating through the inner loop, around it, or not at all."""
+
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxmaml import leaves
+from jaxmaml.inner_loop import masks, start_of
+from jaxmaml.options import Evolution, Implicit, Options
+from jaxmaml.types import Outcome, PyTree
+
+#: `(meta, step, (tasks, keys), weights) -> (Outcome, grads)`, the gradient of the weighted sum over tasks.
+MetaGradient = Callable[..., tuple[Outcome, PyTree]]
+
+
+class ImplicitInfo(NamedTuple):
+    """How well a task's implicit gradient is solved for; `info.diagnostics` of a learner with `Implicit`.
+
+    Attributes:
+      residual: Of the linear system, as a share of its right-hand side, `[num_tasks]`.
+      stationarity: Norm of the inner objective's gradient where the inner loop ended, `[num_tasks]`; at the
+        minimum that the formula assumes it is 0.
+    """
+
+    residual: jax.Array
+    stationarity: jax.Array
+
+
+def backpropagation(value: Callable) -> MetaGradient:
+    """Differentiate the sum of `value(meta, task, key, step) -> (scalar, Outcome)`."""
+
+    def total(meta, step, tasks_and_keys, weights):
+        values, out = jax.vmap(lambda tk: value(meta, *tk, step))(tasks_and_keys)
+        return jnp.sum(weights.astype(values.dtype) * values), out
+
+    def gradient(meta, step, tasks_and_keys, weights):
+        grads, out = jax.grad(total, has_aux=True)(meta, step, tasks_and_keys, weights)
+        return out, grads
+
+    return gradient
+
+
+def evolution(value: Callable, settings: Evolution) -> MetaGradient:
+    """Estimate the gradient of `value` from its values at antithetic Gaussian perturbations of `meta`."""
+
+    def of_task(meta, step, task, key):
+        noise_key, key = jax.random.split(key)
+
+        def moved(noise, by):
+            return value(jax.tree.map(lambda m, n: m + by * settings.std * n, meta, noise), task, key, step)[0]
+
+        def pair(noise_key):
+            noise = optax.tree.random_like(noise_key, meta)
+            slope = (moved(noise, 1.0) - moved(noise, -1.0)) / (2 * settings.std)
+            return jax.tree.map(lambda n: slope.astype(n.dtype) * n, noise)
+
+        grads = jax.vmap(pair)(jax.random.split(noise_key, settings.num_pairs))
+        return value(meta, task, key, step)[1], jax.tree.map(lambda g: jnp.mean(g, axis=0), grads)
+
+    return _each_task(of_task)
+
+
+def implicit(loss_fn: Callable, inner_loop: Callable, query_loss: Callable, options: Options) -> MetaGradient:
+    r"""Differentiate the minimum of the proximal inner problem by the implicit function theorem.
+
+    At a minimum `phi` of `L(phi, w) + lambda/2 ||phi - s||^2`, where start `s` and frozen leaves `w` depend on the
+    meta-parameters, `phi = s - grad_phi L(phi, w) / lambda`. So with `v = grad L_query(phi)` and
+    `(I + H / lambda) u = v`, the meta-gradient is `u` pulled back through the right-hand side at a constant `phi`, and
+    what the query loss depends on `w` itself. For MAML's own `s = theta` it is `u`.
+    """
+    settings = options.derivative
+    assert isinstance(settings, Implicit)
+
+    def of_task(meta, step, task, key):
+        params, trace = inner_loop(meta, task.support, key=key)
+        moving, _ = masks(params, options)
+        solution, _ = leaves.split(params, moving)
+
+        def parts(meta):
+            return leaves.split(start_of(meta[0], task.support, options), moving)
+
+        def support_gradient(fast_params, frozen):
+            loss = lambda fast: loss_fn(leaves.merge(fast, frozen), task.support)[0]  # noqa: E731
+            return jax.grad(loss)(fast_params)
+
+        def query(fast_params, frozen):
+            return query_loss(leaves.merge(fast_params, frozen), task.query)
+
+        start, frozen = parts(meta)
+        (loss, aux), right = jax.value_and_grad(query, has_aux=True)(solution, frozen)
+
+        def system(vector):
+            _, product = jax.jvp(lambda fast: support_gradient(fast, frozen), (solution,), (vector,))
+            scale = settings.strength + settings.shift
+            return jax.tree.map(lambda v, h: (1 + settings.damping) * v + h / scale, vector, product)
+
+        solved, _ = jax.scipy.sparse.linalg.cg(system, right, tol=settings.tolerance, maxiter=settings.max_solver_steps)
+
+        def pulled_back(meta):
+            start, frozen = parts(meta)
+            inner = support_gradient(solution, frozen)
+            fixed_point = jax.tree.map(lambda s, g: s - g / settings.strength, start, inner)
+            return query(solution, frozen)[0] + optax.tree.vdot(solved, fixed_point)
+
+        inner = support_gradient(solution, frozen)
+        slope = jax.tree.map(lambda g, f, s: g + settings.strength * (f - s), inner, solution, start)
+        rest = jax.tree.map(jnp.subtract, system(solved), right)
+        residual = optax.tree.norm(rest) / jnp.maximum(optax.tree.norm(right), jnp.finfo(loss.dtype).tiny)
+        info = ImplicitInfo(residual, optax.tree.norm(slope))
+        return Outcome(loss, trace.support_loss, aux, info), jax.grad(pulled_back)(meta)
+
+    return _each_task(of_task)
+
+
+def warn_where_unsolved(info: ImplicitInfo, settings: Implicit) -> None:
+    """Warn where conjugate gradients did not converge; under `jit` when it runs."""
+    limit = 10 * settings.tolerance
+
+    def warn(residual):
+        if not np.all(residual <= limit):
+            warnings.warn(
+                f"Conjugate gradients left a residual of {np.max(residual):.2g} of the right-hand side, above "
+                f"{limit:g}: the implicit meta-gradient is inexact. Take more `max_solver_steps` or a larger "
+                "`strength`; where the Hessian has an eigenvalue below -strength there is no minimum to differentiate.",
+                stacklevel=2,
+            )
+
+    worst = jnp.max(info.residual)
+    jax.lax.cond(worst <= limit, lambda _: None, lambda r: jax.debug.callback(warn, r), worst)
+
+
+def after(first_order_steps: int, exact: MetaGradient, first_order: MetaGradient) -> MetaGradient:
+    """First-order gradients in the first so many outer steps; then exact ones, of the same compiled function."""
+
+    def gradient(meta, step, *tasks):
+        return jax.lax.cond(step < first_order_steps, first_order, exact, meta, step, *tasks)
+
+    return gradient
+
+
+def _each_task(of_task: Callable) -> MetaGradient:
+    def gradient(meta, step, tasks_and_keys, weights):
+        out, grads = jax.vmap(lambda tk: of_task(meta, step, *tk))(tasks_and_keys)
+        return out, jax.tree.map(lambda g: jnp.einsum("t,t...->...", weights.astype(g.dtype), g), grads)
+
+    return gradient

@@ -1,0 +1,173 @@
+"""What the outer loop descends: which query losses count, or what else.
+
+An objective is `(inner_loop, query_loss) -> ((meta, task, key, step) -> (value, Outcome))`: `value` is the scalar
+that is differentiated by `meta = (params, rule_params)`, `step` counts outer steps, and
+`query_loss(params, query, k) -> (loss, aux)` judges parameters after `k` inner steps, by default training's number.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxmaml import checks
+from jaxmaml.types import Outcome, Task
+
+#: See the module's docstring.
+Objective = Callable[[Callable[..., Any], Callable[..., Any]], Callable[..., tuple[jax.Array, Outcome]]]
+
+
+def last_step(inner_loop, query_loss):
+    """The query loss after the last inner step (Finn et al., 2017, https://arxiv.org/abs/1703.03400)."""
+
+    def value(meta, task: Task, key, step):
+        fast_params, trace = inner_loop(meta, task.support, key=key)
+        loss, aux = query_loss(fast_params, task.query)
+        return loss, Outcome(loss, trace.support_loss, aux)
+
+    return value
+
+
+def multi_step(weights: Callable[[jax.Array], jax.Array]) -> Objective:
+    r"""Build the weighted sum of the query losses after every inner step, `sum_k w_k L(theta_k, query)`.
+
+    A weight of zero costs nothing: its query loss is not computed, then. The reported query loss is that after
+    the last step.
+
+    Args:
+      weights: `step -> [num_inner_steps]`, of the losses after 1, 2, ... inner steps, by the outer step.
+    Returns:
+      An objective, for `maml(..., objective=...)` and the other factories.
+    Raises:
+      ValueError: In use, if the weights are not `[num_inner_steps]`.
+    Example:
+      >>> import jax.numpy as jnp, optax, jaxmaml
+      >>> learner = jaxmaml.maml(
+      ...     lambda w, batch: jnp.mean((w - batch) ** 2), optax.sgd(0.1), optax.sgd(0.1), num_inner_steps=2,
+      ...     objective=jaxmaml.objectives.multi_step(lambda step: jnp.array([0.5, 0.5])))
+      >>> state = learner.init(jnp.zeros(()))
+      >>> state, info = learner.update(state, jaxmaml.Task(jnp.ones((4, 3)), jnp.ones((4, 3))))
+
+    References:
+      Antoniou et al., 2019, https://arxiv.org/abs/1810.09502
+    """
+    checks.function("weights", weights)
+
+    def objective(inner_loop, query_loss):
+        def value(meta, task: Task, key, step):
+            of_steps = jnp.asarray(weights(step))
+
+            def judge(fast_params, index):
+                def skip(*args):
+                    return jax.tree.map(lambda out: jnp.zeros(out.shape, out.dtype), jax.eval_shape(query_loss, *args))
+
+                if isinstance(index, int):  # The last step's is reported, whatever its weight.
+                    return query_loss(fast_params, task.query, index)
+                counts = (index > 0) & (of_steps[index - 1] != 0)
+                return jax.lax.cond(counts, query_loss, skip, fast_params, task.query, index)
+
+            _, trace = inner_loop(meta, task.support, key=key, observe=judge)
+            losses, aux = trace.observed
+            if of_steps.shape != trace.support_loss.shape:
+                raise ValueError(
+                    f"`weights(step)` must be one for each inner step, of shape {trace.support_loss.shape}; "
+                    f"got {of_steps.shape}."
+                )
+            aux = jax.tree.map(lambda a: a[-1], aux)
+            return jnp.dot(of_steps.astype(losses.dtype), losses[1:]), Outcome(losses[-1], trace.support_loss, aux)
+
+        return value
+
+    return objective
+
+
+def annealed(num_inner_steps: int, num_steps: int) -> Callable[[jax.Array], jax.Array]:
+    r"""Build the weights of MAML++: equal at first, those of the last step alone after `num_steps` outer steps.
+
+    At outer step `t < num_steps`, with `S = num_inner_steps`, a step but the last has
+    `max(1/S (1 - t / num_steps), 0.03 / S)`, and the last has the rest of 1.
+
+    Args:
+      num_inner_steps: `S`; >= 1.
+      num_steps: Outer steps until only the last step counts; >= 1.
+    Returns:
+      `step -> [num_inner_steps]`.
+    Example:
+      >>> import jaxmaml
+      >>> weights = jaxmaml.objectives.annealed(num_inner_steps=4, num_steps=10)
+      >>> weights(0).tolist(), weights(10).tolist()
+      ([0.25, 0.25, 0.25, 0.25], [0.0, 0.0, 0.0, 1.0])
+
+    References:
+      Antoniou et al., 2019, section 4, https://arxiv.org/abs/1810.09502; its released code for the floor of 0.03
+    """
+    checks.positive_int("num_inner_steps", num_inner_steps)
+    checks.positive_int("num_steps", num_steps)
+
+    def weights(step):
+        early = jnp.maximum((1.0 - step / num_steps) / num_inner_steps, 0.03 / num_inner_steps)
+        early = jnp.where(step < num_steps, early, 0.0)
+        earlier = jnp.broadcast_to(early, (num_inner_steps - 1,))
+        return jnp.append(earlier, 1.0 - jnp.sum(earlier))
+
+    return weights
+
+
+def displacement(inner_loop, query_loss):
+    r"""`1/2 ||theta - phi||^2` with `phi` the adapted parameters taken as constants.
+
+    Its gradient is `theta - phi`, so `optax.sgd(epsilon)` moves `theta` to `theta + epsilon mean(phi - theta)`.
+    The inner loop is not differentiated (Nichol et al., 2018, https://arxiv.org/abs/1803.02999).
+    """
+
+    def value(meta, task: Task, key, step):
+        fast_params, trace = inner_loop(jax.lax.stop_gradient(meta), task.support, key=key)
+        loss, aux = query_loss(fast_params, task.query)
+        return _half_square(meta[0], fast_params), Outcome(loss, trace.support_loss, aux)
+
+    return value
+
+
+def chaser(num_steps: int) -> Objective:
+    r"""Build the chaser loss: `1/2 ||phi_K - phi_{K+s}||^2`, where the leader `phi_{K+s}` is a constant.
+
+    The leader goes on from `phi_K` for `s = num_steps` inner steps on support and query together.
+
+    Args:
+      num_steps: `s`; >= 1.
+    Returns:
+      An objective.
+    References:
+      Kim et al., 2018, section 4, https://arxiv.org/abs/1806.03836
+    """
+    checks.positive_int("num_steps", num_steps)
+
+    def objective(inner_loop, query_loss):
+        def value(meta, task: Task, key, step):
+            fast_params, trace = inner_loop(meta, task.support, key=key)
+            loss, aux = query_loss(fast_params, task.query)
+            both = jax.tree.map(lambda s, q: jnp.concatenate([s, q]), task.support, task.query)
+            start = jax.lax.stop_gradient((fast_params, meta[1]))
+            leader, _ = inner_loop(start, both, num_inner_steps=num_steps, key=key)
+            return _half_square(fast_params, leader), Outcome(loss, trace.support_loss, aux)
+
+        return value
+
+    return objective
+
+
+def before_adaptation(inner_loop, query_loss):
+    """The loss on the query before any inner step: joint training on all tasks, for baselines."""
+
+    def value(meta, task: Task, key, step):
+        loss, aux = query_loss(meta[0], task.query, 0)
+        return loss, Outcome(loss, jnp.zeros((0,), loss.dtype), aux)
+
+    return value
+
+
+def _half_square(params, constants) -> jax.Array:
+    constants = jax.lax.stop_gradient(constants)
+    squares = jax.tree.map(lambda p, c: jnp.sum(jnp.square(p - c)), params, constants)
+    return 0.5 * jnp.asarray(sum(jax.tree.leaves(squares)))

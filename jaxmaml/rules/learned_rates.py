@@ -1,0 +1,74 @@
+"""Gradient descent with meta-learned step sizes."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxmaml import checks
+from jaxmaml.types import InnerRule
+
+
+def learned_rates(
+    initial: float | tuple[float, float] = 0.01,
+    *,
+    per: str = "parameter",
+    num_steps: int | None = None,
+    seed: int = 0,
+) -> InnerRule:
+    r"""Build the rule `theta <- theta - alpha * grad` with `alpha` learned by the outer loop.
+
+    Args:
+      initial: Where rates start: a number, or `(low, high)` for uniform draws, as Meta-SGD's (0.005, 0.1).
+      per: What has a rate of its own: each `"parameter"` (Meta-SGD), each `"tensor"` (a leaf, so a layer's kernel
+        and its bias), or all together a `"scalar"`. A rate may become negative.
+      num_steps: Another rate for each of so many inner steps; later steps take the last. `None`: the same for all.
+      seed: Of uniform draws.
+
+    Returns:
+      An `InnerRule`; `state.rule_params` are the rates, of the leaves' shapes, `[]` or one `[]`, with `num_steps`
+      in front.
+
+    Raises:
+      ValueError: If `per` is unknown or a count < 1.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, jaxmaml
+      >>> rule = jaxmaml.rules.learned_rates(0.1, per="tensor", num_steps=3)
+      >>> rule.init_params({"w": jnp.ones((2, 2)), "b": jnp.ones(2)})["w"].shape
+      (3,)
+
+    References:
+      Li et al., 2017, https://arxiv.org/abs/1707.09835 (Meta-SGD)
+      Antoniou et al., 2019, https://arxiv.org/abs/1810.09502 (per layer and step)
+    """
+    checks.one_of("per", per, ("parameter", "tensor", "scalar"))
+    if num_steps is not None:
+        checks.positive_int("num_steps", num_steps)
+    low, high = initial if isinstance(initial, tuple) else (initial, initial)
+    for value in (low, high):
+        checks.number("initial", value)
+    steps = () if num_steps is None else (num_steps,)
+
+    def init_params(params):
+        leaves, treedef = jax.tree.flatten(params)
+        dtype = jnp.result_type(*leaves)
+        if per == "scalar":
+            leaves, treedef = [jnp.zeros((), dtype)], jax.tree.structure(0)
+        keys = jax.random.split(jax.random.key(seed), len(leaves))
+
+        def rates(key, leaf):
+            shape = steps + (leaf.shape if per == "parameter" else ())
+            if low == high:
+                return jnp.full(shape, low, leaf.dtype)
+            return jax.random.uniform(key, shape, leaf.dtype, low, high)
+
+        return jax.tree.unflatten(treedef, map(rates, keys, leaves))
+
+    def update(grads, rule_state, params, rates, step, **extra):
+        if num_steps is not None:
+            index = jnp.minimum(step, num_steps - 1)
+            rates = jax.tree.map(lambda rate: rate[index], rates)
+        if per == "scalar":
+            rates = jax.tree.map(lambda _: rates, grads)
+        return jax.tree.map(lambda rate, g: -rate.astype(g.dtype) * g, rates, grads), rule_state
+
+    return InnerRule(init_params, lambda rates, params: (), update)

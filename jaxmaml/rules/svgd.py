@@ -1,0 +1,62 @@
+"""Stein variational gradient descent: particles that move to the posterior together."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxmaml import checks
+from jaxmaml.types import InnerRule
+
+
+def svgd(step_size: float, repulsion: float = 1.0) -> InnerRule:
+    r"""Build the rule that moves particles down the loss, by each other's gradients, and apart.
+
+    With particles `phi_1 ... phi_M` along the leading axis of every leaf, and `k(a, b) = exp(-||a - b||^2 / h)`,
+
+        phi_m <- phi_m - step_size / M sum_j [k(phi_j, phi_m) grad L(phi_j) - repulsion grad_{phi_j} k(phi_j, phi_m)],
+
+    where `h` is the median of the squared distances over `log(M + 1)`, a constant to differentiation. With `L` the
+    mean negative log-likelihood over `N` examples, `repulsion = 1/N` is the posterior of a flat prior.
+
+    Args:
+      step_size: > 0.
+      repulsion: Weight of the kernel's gradient, the temperature of the posterior; >= 0.
+    Returns:
+      An `InnerRule` without learned parameters, for gradients of the particles' mean loss.
+    Raises:
+      ValueError: If `step_size` <= 0 or `repulsion` < 0.
+    References:
+      Liu and Wang, 2016, https://arxiv.org/abs/1608.04471; Kim et al., 2018, https://arxiv.org/abs/1806.03836
+    """
+    checks.positive("step_size", step_size)
+    checks.number("repulsion", repulsion, at_least=0.0)
+
+    def update(grads, rule_state, params, rule_params, step, **extra):
+        leaves, treedef = jax.tree.flatten(params)
+        number = leaves[0].shape[0]
+        particles = _rows(leaves, number)
+        slopes = number * _rows(jax.tree.leaves(grads), number)
+        apart = particles[:, None] - particles[None]
+        squares = jnp.sum(jnp.square(apart), -1)
+        bandwidth = jax.lax.stop_gradient(jnp.median(squares)) / jnp.log(number + 1.0)
+        bandwidth = jnp.maximum(bandwidth, 1e-8)  # Equal particles have no distance to measure by.
+        kernel = jnp.exp(-squares / bandwidth)
+        # The gradient of k(phi_j, phi_m) by phi_j is -2/h (phi_j - phi_m) k.
+        away = -2.0 / bandwidth * (kernel @ particles - jnp.sum(kernel, 1, keepdims=True) * particles)
+        moves = -step_size / number * (kernel @ slopes - repulsion * away)
+        sizes = [leaf[0].size for leaf in leaves]
+        columns = jnp.split(moves, list(_offsets(sizes)), axis=1)
+        moved = [c.reshape(leaf.shape).astype(leaf.dtype) for c, leaf in zip(columns, leaves, strict=True)]
+        return jax.tree.unflatten(treedef, moved), rule_state
+
+    return InnerRule(lambda params: (), lambda rule_params, params: (), update)
+
+
+def _rows(leaves: list[jax.Array], number: int) -> jax.Array:
+    return jnp.concatenate([leaf.reshape(number, -1) for leaf in leaves], axis=1)
+
+
+def _offsets(sizes: list[int]):
+    total = 0
+    for size in sizes[:-1]:
+        total += size
+        yield total

@@ -1,0 +1,69 @@
+"""What a task's adaptation starts from, where that is not the initialisation itself."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxmaml import checks, leaves
+from jaxmaml.leaves import Leaves
+from jaxmaml.types import PyTree
+
+#: `(params, support) -> params`.
+Start = Callable[[PyTree, Any], PyTree]
+
+
+def zeros(where: Leaves) -> Start:
+    """Build the start whose leaves `where` are zero, and the others the initialisation's (CAVIA's context).
+
+    Example:
+      >>> import jax.numpy as jnp, jaxmaml
+      >>> jaxmaml.starts.zeros("context")({"w": jnp.ones(2), "context": jnp.ones(3)}, None)["context"].tolist()
+      [0.0, 0.0, 0.0]
+    """
+
+    def start(params, support):
+        mask = leaves.select(params, where, "context")
+        return jax.tree.map(lambda m, leaf: jnp.zeros_like(leaf) if m else leaf, mask, params)
+
+    return start
+
+
+def prototypes(embed: Callable[[PyTree, Any], jax.Array], head: Leaves) -> Start:
+    r"""Build the start whose linear head classifies by the squared distance to class prototypes (Proto-MAML).
+
+    With `c_k` the mean embedding of class `k`'s support, `-||x - c_k||^2 = 2 c_k . x - ||c_k||^2 + const`: the head
+    is `kernel[:, k] = 2 c_k`, `bias[k] = -||c_k||^2`. It is differentiated through, back to the body.
+
+    Args:
+      embed: `(params, inputs) -> features [num_examples, num_features]`, what the head gets.
+      head: The leaves of the head, a kernel `[num_features, num_ways]` and a bias `[num_ways]`; their learned
+        values have no effect.
+    Returns:
+      `(params, support) -> params`, for a support `(inputs, integer labels)`. A class without an example has the
+      origin as its prototype.
+    Raises:
+      ValueError: In use, if the head is not such a pair.
+    References:
+      Triantafillou et al., 2020, https://arxiv.org/abs/1903.03096; Snell et al., 2017,
+      https://arxiv.org/abs/1703.05175
+    """
+    checks.function("embed", embed)
+
+    def start(params, support):
+        inputs, labels = support
+        features = embed(params, inputs)
+        mask = leaves.select(params, head, "head")
+        shapes = sorted((leaf.shape for leaf in jax.tree.leaves(leaves.split(params, mask)[0])), key=len)
+        if [len(shape) for shape in shapes] != [1, 2] or shapes[1] != (features.shape[-1], shapes[0][0]):
+            raise ValueError(
+                f"`head` must be a kernel [{features.shape[-1]}, num_ways] and a bias [num_ways], got shapes {shapes}."
+            )
+        members = jax.nn.one_hot(labels, shapes[0][0], dtype=features.dtype)
+        counts = jnp.maximum(jnp.sum(members, 0), 1.0)
+        centres = members.T @ features / counts[:, None]
+        new = {2: 2.0 * centres.T, 1: -jnp.sum(jnp.square(centres), -1)}
+        return jax.tree.map(lambda m, leaf: new[leaf.ndim].astype(leaf.dtype) if m else leaf, mask, params)
+
+    return start
