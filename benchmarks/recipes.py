@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import optax
@@ -51,12 +51,10 @@ class Recipe:
         """Conv-4 in the data set's form."""
         make = jaxmaml.nn.Conv4.omniglot if self.dataset == "omniglot" else jaxmaml.nn.Conv4.mini_imagenet
         norm = self.normalisation if self.normalisation in ("layer", "group") else "batch"
-        return make(
-            self.num_ways, self.num_filters, normalisation=norm, use_scale=self.algorithm == "maml_plus_plus"
-        )
+        return make(self.num_ways, self.num_filters, normalisation=norm, use_scale=self.algorithm == "maml_plus_plus")
 
     def loss_fn(self) -> jaxmaml.LossFn:
-        apply = self.model().apply
+        apply: Any = self.model().apply
         return jaxmaml.cross_entropy(jaxmaml.nn.inductive(apply) if self.normalisation == "support" else apply)
 
     def sampler(self, classes: jaxmaml.tasks.ImageClasses, num_queries: int):
@@ -77,7 +75,8 @@ class Recipe:
         outer = optax.adam(schedule)
         if self.clip is not None:
             outer = optax.chain(optax.clip(self.clip), outer)
-        loss_fn, inner, steps = self.loss_fn(), optax.sgd(self.inner_step_size), {"num_inner_steps": self.num_inner_steps}
+        loss_fn, inner = self.loss_fn(), optax.sgd(self.inner_step_size)
+        steps: dict[str, Any] = {"num_inner_steps": self.num_inner_steps}
         if self.algorithm == "reptile":
             outer = optax.sgd(optax.linear_schedule(1.0, 0.0, self.outer_steps))
             inner = optax.adam(self.inner_step_size, b1=0.0)
@@ -86,7 +85,7 @@ class Recipe:
         if self.algorithm == "meta_sgd":
             return jaxmaml.meta_sgd(loss_fn, self.inner_step_size, outer, **steps)
         if self.algorithm == "proto_maml":
-            embed = functools.partial(self.model().apply, head=False)
+            embed: Any = functools.partial(self.model().apply, head=False)
             return jaxmaml.proto_maml(loss_fn, inner, outer, embed=embed, head="Dense_0", **steps)
         if self.algorithm == "maml_plus_plus":
             return jaxmaml.maml_plus_plus(
@@ -105,7 +104,11 @@ class Recipe:
         return self.learner().init(params)
 
 
-_MAML, _NICHOL, _META_SGD = "https://arxiv.org/abs/1703.03400", "https://arxiv.org/abs/1803.02999", "https://arxiv.org/abs/1707.09835"
+_MAML, _NICHOL, _META_SGD = (
+    "https://arxiv.org/abs/1703.03400",
+    "https://arxiv.org/abs/1803.02999",
+    "https://arxiv.org/abs/1707.09835",
+)
 _ANIL, _PLUS = "https://arxiv.org/abs/1909.09157", "https://arxiv.org/abs/1810.09502"
 
 

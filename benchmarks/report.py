@@ -71,10 +71,11 @@ def page(results: list[dict[str, Any]], picture: str) -> str:
     lines = [
         "# The papers' numbers, reproduced",
         "",
-        "Made by `python -m benchmarks.report` from the result files beside it. Accuracy in per cent on meta-test tasks "
-        "with its 95% confidence interval, one model each, chosen on meta-validation tasks.",
+        "Made by `python -m benchmarks.report` from the result files beside it. Accuracy in per cent on meta-test "
+        "tasks with its 95% confidence interval, one model each, chosen on meta-validation tasks.",
         "",
-        "| recipe | paper | ours | outer steps | minutes | to the paper's number | queries a class | normalisation | device |",
+        "| recipe | paper | ours | outer steps | minutes | to the paper's number | queries a class | normalisation "
+        "| device |",
         "| --- | --: | --: | --: | --: | --: | --: | --- | --- |",
     ]
     for result in results:
@@ -116,8 +117,12 @@ def figure(results: list[dict[str, Any]], path: pathlib.Path) -> None:
             during.axhline(paper, color=line.get_color(), linewidth=0.8, linestyle="--")
         mean, ci95 = np.array(result["curve"]["mean"]), np.array(result["curve"]["ci95"])
         steps.plot(mean, marker=".", color=line.get_color(), label=result["name"])
-        steps.fill_between(np.arange(len(mean)), mean - ci95, mean + ci95, alpha=0.2, color=line.get_color(), linewidth=0)
-    during.set(xlabel="minutes of training", ylabel="meta-test accuracy (%)", title="best state so far; dashed: the paper")
+        steps.fill_between(
+            np.arange(len(mean)), mean - ci95, mean + ci95, alpha=0.2, color=line.get_color(), linewidth=0
+        )
+    during.set(
+        xlabel="minutes of training", ylabel="meta-test accuracy (%)", title="best state so far; dashed: the paper"
+    )
     steps.set(xlabel="inner steps on a new task", title="the chosen state")
     during.legend(fontsize=8)
     figure.savefig(path, dpi=110)

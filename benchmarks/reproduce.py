@@ -53,6 +53,8 @@ class Config:
 
 def main(arguments: list[str]) -> None:
     console = rich.console.Console()
+    if not console.is_terminal:
+        console.width = 150
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--recipe", default="maml-omniglot-5w1s")
     parser.add_argument("--list", action="store_true")
@@ -88,9 +90,10 @@ def run(name: str, config: Config, console: rich.console.Console) -> dict[str, A
         console.print({"tasks": tasks, "info": jax.eval_shape(learner.update, start, tasks)[1]})
         return None
     folder = config.output_dir / name
-    checkpoints = jaxmaml.Checkpoints(folder / "checkpoints", every=recipe.valid_every)
-    if checkpoints.directory.exists() and not config.resume:
-        raise SystemExit(f"{checkpoints.directory} exists: go on with --resume, or choose another --output-dir.")
+    saved = folder / "checkpoints"
+    checkpoints = jaxmaml.Checkpoints(saved, every=recipe.valid_every)
+    if saved.exists() and not config.resume:
+        raise SystemExit(f"{saved} exists: go on with --resume, or choose another --output-dir.")
     folder.mkdir(parents=True, exist_ok=True)
     reporting.write_json(folder / "recipe.json", dataclasses.asdict(recipe))
     keys = dict(zip(("train", "valid", "test"), jax.random.split(jax.random.key(recipe.seed), 3), strict=True))
@@ -131,8 +134,14 @@ def run(name: str, config: Config, console: rich.console.Console) -> dict[str, A
             break
     if not clock.ran:  # Everything was done before: the best state comes from the last checkpoint.
         best, _ = jaxmaml.fit(
-            learner, start, sample, keys["train"], num_steps=step, num_tasks=recipe.num_tasks,
-            checkpoints=checkpoints, validation=validation,
+            learner,
+            start,
+            sample,
+            keys["train"],
+            num_steps=step,
+            num_tasks=recipe.num_tasks,
+            checkpoints=checkpoints,
+            validation=validation,
         )
     result = {
         "benchmark": "reproduce",

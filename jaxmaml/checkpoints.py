@@ -99,10 +99,10 @@ class Store:
         if step is None or step <= int(run.state.step):
             return run
         where = f"The checkpoint of step {step} in {self._settings.directory}"
-        made_by = self._manager.restore(step, args=ocp.args.Composite(made_by=ocp.args.JsonRestore())).made_by
+        made_by = self._manager.restore(step, args=ocp.args.Composite(made_by=ocp.args.JsonRestore()))["made_by"]
         self._check(where, made_by)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, run)
-        saved = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.StandardRestore(abstract))).run
+        saved = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.StandardRestore(abstract)))["run"]
         if not jnp.array_equal(saved.key, run.key):
             raise ValueError(f"{where} drew its tasks from another `key`; pass the same, or another directory.")
         return saved

@@ -12,7 +12,7 @@ Writer = Callable[[int, dict[str, float]], None]
 
 
 def jsonl(path: str | pathlib.Path) -> Writer:
-    """Build a writer that appends a line of JSON for every dispatch and validation.
+    r"""Build a writer that appends a line of JSON for every dispatch and validation.
 
     A run that goes on from a checkpoint forgets the lines after it: they will be written again.
 
@@ -27,7 +27,7 @@ def jsonl(path: str | pathlib.Path) -> Writer:
       ...     write = jaxmaml.metrics.jsonl(path)
       ...     write(100, {"query_loss": 0.5})
       ...     path.read_text()
-      '{"step": 100, "query_loss": 0.5}\\n'
+      '{"step": 100, "query_loss": 0.5}\n'
     """
     path = pathlib.Path(path)
 
@@ -58,7 +58,9 @@ def tensorboard(directory: str | pathlib.Path) -> Writer:
     try:
         import tensorboardX
     except ImportError as error:
-        raise ImportError("jaxmaml.metrics.tensorboard needs tensorboardX: pip install 'jaxmaml[tensorboard]'") from error
+        raise ImportError(
+            "jaxmaml.metrics.tensorboard needs tensorboardX: pip install 'jaxmaml[tensorboard]'"
+        ) from error
     writers: list[Any] = []
 
     def write(step: int, metrics: dict[str, float]) -> None:

@@ -53,7 +53,7 @@ def fit(
 ) -> tuple[MetaState, MetaInfo]:
     """Take `num_steps` outer steps, each on `num_tasks` fresh tasks.
 
-    Sampling, outer step and metrics run on the device, `steps_per_dispatch` steps in one `lax.scan`. The
+    Sampling, outer step and metrics run on the device, `steps_per_dispatch` steps in one loop. The
     tasks of outer step `t` are drawn from `fold_in(key, t)`, with `t` counted by `state.step`: training in
     two halves, or with other dispatches, gives the same bits.
 
@@ -116,7 +116,7 @@ def fit(
         validating.check(validation)
     writers = check_writers(metrics)
     sample_task = as_pytree(sample_task)
-    end = int(state.step) + num_steps
+    end, capacity = int(state.step) + num_steps, min(num_steps, steps_per_dispatch)
     # Each dispatch overwrites the state that it is given; the caller's is the caller's.
     run = checkpointing.start_of(_copy(state), key)
     histories: list[MetaInfo] = []
@@ -126,6 +126,7 @@ def fit(
             write(int(run.state.step), values)
 
     with contextlib.ExitStack() as stack:
+        store = None
         if checkpoints is not None:
             store = stack.enter_context(Store(checkpoints, learner, state, _tasks(sample_task, key, num_tasks)))
             run = store.latest(run)
@@ -134,8 +135,8 @@ def fit(
         while (begin := int(run.state.step)) < end and not validating.is_over(validation, run):
             began = time.perf_counter()
             count = min(steps_per_dispatch, end - begin)
-            state, (history, is_finite) = _take_steps(learner, run.state, sample_task, key, count, num_tasks)
-            history, is_finite = jax.device_get((history, is_finite))
+            state, taken = _take_steps(learner, run.state, sample_task, key, capacity, num_tasks, count)
+            history, is_finite = _first(count, jax.device_get(taken))
             run = run._replace(state=state)
             histories.append(history)
             if not is_finite.all():
@@ -148,7 +149,7 @@ def fit(
             if validation is not None and _is_due(validation.every, begin, begin + count, end):
                 run, values = validating.validated(learner, validation, run)
                 report(values)
-            if checkpoints is not None and _is_due(checkpoints.every, begin, begin + count, end):
+            if checkpoints is not None and store is not None and _is_due(checkpoints.every, begin, begin + count, end):
                 store.save(run._replace(state=_copy(run.state)))  # Written while the next dispatch overwrites it.
     last = run.state if validation is None else run.best
     return last, _joined(histories or [_no_history(learner, run.state, sample_task, key, num_tasks)])
@@ -157,6 +158,10 @@ def fit(
 def _is_due(every: int, begin: int, step: int, end: int) -> bool:
     """Whether a multiple of `every` was passed, or the end reached."""
     return step // every > begin // every or step == end
+
+
+def _first(count: int, tree):
+    return jax.tree.map(lambda leaf: leaf[:count], tree)
 
 
 def _means(history: MetaInfo) -> dict[str, float]:
@@ -174,13 +179,16 @@ def _tasks(sample_task: Sampler, key: chex.PRNGKey, num_tasks: int):
 
 def _no_history(learner, state, sample_task, key, num_tasks) -> MetaInfo:
     """That of a run that had ended before this call."""
-    shapes = jax.eval_shape(lambda s: _take_steps(learner, s, sample_task, key, 1, num_tasks)[1][0], state)
+    shapes = jax.eval_shape(lambda s: _take_steps(learner, s, sample_task, key, 1, num_tasks, 1)[1][0], state)
     return jax.tree.map(lambda leaf: np.zeros((0, *leaf.shape[1:]), leaf.dtype), shapes)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4, 5), donate_argnums=1)
-def _take_steps(learner, state, sample_task, key, num_steps, num_tasks):
-    def step(state: MetaState, _):
+def _take_steps(learner, state, sample_task, key, capacity, num_tasks, count):
+    """`count <= capacity` steps. The count is no constant, so that any number of them is compiled and rounds alike."""
+
+    @jax.jit  # Traced once, for its shapes and for the loop.
+    def step(state: MetaState):
         keys = jax.random.split(jax.random.fold_in(key, state.step), num_tasks)
         tasks = jax.vmap(sample_task)(keys)
         new_state, info = learner.update(state, tasks)
@@ -190,7 +198,14 @@ def _take_steps(learner, state, sample_task, key, num_steps, num_tasks):
         is_finite = jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in checked]))
         return jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), new_state, state), (means, is_finite)
 
-    return jax.lax.scan(step, state, length=num_steps)
+    def record(index, carry):
+        state, history = carry
+        state, now = step(state)
+        return state, jax.tree.map(lambda h, n: h.at[index].set(n), history, now)
+
+    _, shapes = jax.eval_shape(step, state)
+    history = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), shapes)
+    return jax.lax.fori_loop(0, count, record, (state, history))
 
 
 def _copy(state: MetaState) -> MetaState:
@@ -205,7 +220,7 @@ def _non_finite(state: MetaState, histories: list[MetaInfo], failed_at: int) -> 
         "this error's `state`, and `history` ends with it. Usual causes: an inner step size that diverges, an outer "
         "one that is too large (clip its gradient), or a norm or square root at zero in `loss_fn`.",
         state,
-        _joined([*histories[:-1], jax.tree.map(lambda x: x[: failed_at + 1], last)]),
+        _joined([*histories[:-1], _first(failed_at + 1, last)]),
     )
 
 

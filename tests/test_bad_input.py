@@ -129,7 +129,11 @@ MALFORMED = {
     "no perturbation": (lambda: make(derivative=jaxmaml.Evolution(std=0.0)), ValueError, "`std` must be > 0"),
     "unknown rates": (lambda: jaxmaml.rules.learned_rates(per="layer"), ValueError, "`per` must be one of 'parameter'"),
     "rates of words": (lambda: jaxmaml.rules.learned_rates("fast"), TypeError, "`initial` must be a number"),
-    "repulsion below zero": (lambda: jaxmaml.rules.svgd(0.1, -1.0), ValueError, "`repulsion` must be a finite number >="),
+    "repulsion below zero": (
+        lambda: jaxmaml.rules.svgd(0.1, -1.0),
+        ValueError,
+        "`repulsion` must be a finite number >=",
+    ),
     "head that is none": (
         lambda: jaxmaml.proto_maml(
             jaxmaml.cross_entropy(lambda p, x: x), SGD, SGD, num_inner_steps=1, embed=lambda p, x: x, head="theta"

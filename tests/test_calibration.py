@@ -31,7 +31,7 @@ def test_a_calibrated_prediction_is_seen_as_one():
     assert 0.4 < calibration.fitted_std(means, targets) < 0.6
 
 
-def test_a_small_run(tmp_path, capsys):
+def test_a_small_run(tmp_path, capsys, quick_compiles):
     config = calibration.Config(shots=(2,), num_particles=2, outer_steps=2, num_tasks=3, output_dir=tmp_path)
     calibration.main(config)
     rows = json.loads((tmp_path / "calibration.json").read_text())["shots"]["2"]

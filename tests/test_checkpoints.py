@@ -154,9 +154,20 @@ def test_validation_keeps_the_best_and_stops(learner, tmp_path):
     assert {"query_loss", "grad_norm", "steps_per_second"} <= set(lines[0])
     better = validation._replace(patience=None)
     state, _ = fit(learner, 6, validation=better)
-    scores = {step: -float(jaxmaml.evaluate(
-        learner, problems.mlp_loss, fit(learner, step)[0], SAMPLE, jax.random.key(1), num_inner_steps=1, num_tasks=8
-    ).query_loss.mean[-1]) for step in (2, 4, 6)}
+    scores = {
+        step: -float(
+            jaxmaml.evaluate(
+                learner,
+                problems.mlp_loss,
+                fit(learner, step)[0],
+                SAMPLE,
+                jax.random.key(1),
+                num_inner_steps=1,
+                num_tasks=8,
+            ).query_loss.mean[-1]
+        )
+        for step in (2, 4, 6)
+    }
     assert int(state.step) == max(scores, key=lambda step: scores[step])
 
 

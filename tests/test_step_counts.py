@@ -17,7 +17,7 @@ RESULTS = pathlib.Path(reporting.__file__).parent / "results"
 
 
 @pytest.mark.parametrize("task", ["sinusoid", "omniglot"])
-def test_a_small_run(task, tmp_path, capsys, monkeypatch):
+def test_a_small_run(task, tmp_path, capsys, monkeypatch, quick_compiles):
     monkeypatch.setattr(omniglot, "JOINT_BATCH", 8)
     small = {"num_classes": (8, 6, 6), "images_per_class": 17}
     monkeypatch.setattr(jaxmaml.tasks.strokes, "load", lambda load=jaxmaml.tasks.strokes.load: load(**small))
@@ -40,7 +40,7 @@ def test_a_small_run(task, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(("task", "names"), [("sinusoid", ("anil", "from_scratch")), ("omniglot", ("maml_plus_plus",))])
-def test_a_small_run_of_algorithms(task, names, tmp_path, capsys, monkeypatch):
+def test_a_small_run_of_algorithms(task, names, tmp_path, capsys, monkeypatch, quick_compiles):
     small = {"num_classes": (8, 6, 6), "images_per_class": 17}
     monkeypatch.setattr(jaxmaml.tasks.strokes, "load", lambda load=jaxmaml.tasks.strokes.load: load(**small))
     family = algorithms.Family

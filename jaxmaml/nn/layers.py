@@ -103,8 +103,8 @@ class BatchNorm(linen.Module):
     `pool(batch_norm(layer(x)))`, without a scale without ever holding all of `layer(x)` on a CPU: see
     `normalised_layer`. `num_support` is that of `batch_norm`.
 
-    Statistics of other batches, such as running averages, are a variable collection `"batch_stats"`, as elsewhere in flax:
-    where it is given, examples are normalised by it; where it is mutable, the batch's own are written to it.
+    Statistics of other batches, such as running averages, are a variable collection `"batch_stats"`, as elsewhere in
+    flax: where it is given, examples are normalised by it; where it is mutable, the batch's own are written to it.
 
     Example:
       Averages over many batches, and predictions that do not depend on each other:

@@ -42,8 +42,8 @@ def load(
       data_dir: Folder of `train`, `val` (or `valid`) and `test`, or of zips that hold them (`train.zip`, or in parts
         `train-0.zip` ...); with `split`, of one folder for each class.
       image_size: Side in pixels; images of another size are resized (Lanczos). RGB.
-      images_per_class: Take the first so many of each class, in order of names; by default all, and each class of a part
-        must have as many as the others.
+      images_per_class: Take the first so many of each class, in order of names; by default all, and each class of a
+        part must have as many as the others.
       split: `{"train": [class, ...], "valid": [...], "test": [...]}`, such as from a JSON file.
       cache_dir: Where the decoded arrays are kept as .npy, to be mapped into memory by the next call; defaults to the
         user's cache folder.
@@ -161,8 +161,8 @@ def _decoded(
     least, most = min(counts, key=lambda c: counts[c]), max(counts, key=lambda c: counts[c])
     if images_per_class is None and counts[least] != counts[most]:
         raise ValueError(
-            f"The classes of {where} must have equally many images: {least} has {counts[least]}, {most} {counts[most]}. "
-            f"Pass images_per_class={counts[least]} to take as many of each."
+            f"The classes of {where} must have equally many images: {least} has {counts[least]}, {most} {counts[most]}."
+            f" Pass images_per_class={counts[least]} to take as many of each."
         )
     number = images_per_class or counts[least]
     if counts[least] < number:

@@ -85,8 +85,6 @@ def paper_split() -> dict[str, list[str]]:
     return json.loads(importlib.resources.files("jaxmaml.tasks").joinpath("omniglot_paper_split.json").read_text())
 
 
-
-
 def _find_archive(data_dir: pathlib.Path, name: str, download: bool) -> pathlib.Path:
     path = data_dir / f"{name}.zip"
     if not path.exists() and download:
@@ -110,7 +108,6 @@ def _download(url: str, output_file: str, pooch) -> None:
         raise ValueError(files.not_a_zip(url, output_file))
 
 
-
 def _drawings(archive: pathlib.Path) -> dict[str, list[str]]:
     """Members of the archive by character, `Alphabet/characterNN`."""
     found: dict[str, list[str]] = {}
@@ -127,7 +124,6 @@ def _drawings(archive: pathlib.Path) -> dict[str, list[str]]:
     return found
 
 
-
 def _decode(archive: pathlib.Path, members: dict[str, list[str]], resampling: str) -> dict[str, np.ndarray]:
     image = files.require("PIL.Image")
 
@@ -142,7 +138,6 @@ def _decode(archive: pathlib.Path, members: dict[str, list[str]], resampling: st
     with zipfile.ZipFile(archive) as opened:
         described = progress.track(members.items(), description=f"decoding {archive.name}")
         return {character: np.stack([read(m) for m in drawings]) for character, drawings in described}
-
 
 
 def _split(images: np.ndarray, names: list[str], split: str, members: dict[str, dict]) -> Splits:

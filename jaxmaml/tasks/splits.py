@@ -55,8 +55,7 @@ def image_classes(images: np.ndarray, labels: np.ndarray, names: Sequence[str] |
         )
     found, counts = np.unique(labels, return_counts=True)
     if len(set(counts.tolist())) != 1:
-        raise ValueError(
-            f"Every class must have equally many images, got from {counts.min(initial=0)} to {counts.max(initial=0)}."
-        )
+        numbers = "none" if not counts.size else f"from {counts.min()} to {counts.max()}"
+        raise ValueError(f"Every class must have equally many images, got {numbers}.")
     grouped = images[np.argsort(labels, kind="stable")].reshape(len(found), counts[0], *images.shape[1:])
-    return ImageClasses(grouped, tuple(str(label) if names is None else names[label] for label in found))
+    return ImageClasses(grouped, tuple(str(label if names is None else names[label]) for label in found))
