@@ -98,7 +98,7 @@ def test_another_key_or_dtype_is_refused(learner, tmp_path):
     with pytest.raises(ValueError, match="from another `key`"):
         fit(learner, 4, key=jax.random.key(8), checkpoints=saved)
     half = learner.init(problems.mlp_params(jnp.bfloat16))
-    with pytest.raises(ValueError, match="it has float32.* and this learner bfloat16"):
+    with pytest.raises(ValueError, match=r"it has float32.* and this learner bfloat16"):
         fit(learner, 4, half, checkpoints=saved)
 
 
