@@ -23,8 +23,8 @@ from benchmarks import flops, reporting
 from benchmarks.cases import CASES
 from benchmarks.contenders import NAMES
 
-# Of the largest entry of the gradient, in float32, where a rounding can turn a ReLU or a maximum over five inner steps of
-# 84 x 84 images. tests/test_rivals.py asks for 1e-9 in float64.
+# Of the largest entry of the gradient, in float32, where a rounding can turn a ReLU or a maximum over five inner steps
+# of 84 x 84 images. tests/test_rivals.py asks for 1e-9 in float64.
 _TOLERANCE = 5e-2
 
 

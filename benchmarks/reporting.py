@@ -53,6 +53,13 @@ def write_json(path: pathlib.Path, result: dict[str, Any]) -> None:
     print(f"wrote {path}")
 
 
+def percent(value: float | None, ci95: float | None) -> str:
+    """A number of a paper, with its interval where it has one."""
+    if value is None:
+        return "-"
+    return f"{value:g}" if ci95 is None else f"{value:g} ± {ci95:g}"
+
+
 def step_sizes(row: dict[str, Any]) -> str:
     """The step sizes of a step-count row: the first, and the later ones where they differ."""
     later = f", then {row['later_step_size']:g}" if "later_step_size" in row else ""

@@ -1,10 +1,12 @@
 """Gradient-based meta-learning as pure JAX functions."""
 
+from jaxmaml import metrics as metrics
 from jaxmaml import nn as nn
 from jaxmaml import objectives as objectives
 from jaxmaml import rules as rules
 from jaxmaml import starts as starts
 from jaxmaml import tasks as tasks
+from jaxmaml.checkpoints import Checkpoints as Checkpoints
 from jaxmaml.evaluation import Curve as Curve
 from jaxmaml.evaluation import Evaluation as Evaluation
 from jaxmaml.evaluation import evaluate as evaluate
@@ -43,5 +45,6 @@ from jaxmaml.types import MetaInfo as MetaInfo
 from jaxmaml.types import MetaLearner as MetaLearner
 from jaxmaml.types import MetaState as MetaState
 from jaxmaml.types import Task as Task
+from jaxmaml.validation import Validation as Validation
 
 __version__ = "0.1.0"

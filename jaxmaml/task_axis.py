@@ -89,15 +89,16 @@ def _in_chunks(gradient: SumGradient, chunk_size: int | str | None) -> SumGradie
         if size == num_tasks:
             return gradient(meta, step, tasks, weights)
         filled = _filled((tasks, weights), size)
-        chunks = jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), filled)
 
-        def add_chunk(total, chunk):
+        def add_chunk(total, first):
+            # Sliced in place: a scan over chunks would copy all tasks into its loop.
+            chunk = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, size), filled)
             out, grads = gradient(meta, step, *chunk)
             return jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, grads), out
 
         # Half-precision gradients are summed in float32: many small terms would vanish.
         zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)), meta)
-        total, out = jax.lax.scan(add_chunk, zeros, chunks)
+        total, out = jax.lax.scan(add_chunk, zeros, jnp.arange(0, _number(filled), size))
         joined = jax.tree.map(lambda leaf: leaf.reshape(leaf.shape[0] * size, *leaf.shape[2:])[:num_tasks], out)
         return joined, total
 

@@ -3,19 +3,23 @@
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich import progress as rich_progress
 
+from jaxmaml import checkpoints as checkpointing
 from jaxmaml import checks
+from jaxmaml import validation as validating
+from jaxmaml.checkpoints import Checkpoints, Store
+from jaxmaml.metrics import Writer
+from jaxmaml.metrics import check as check_writers
+from jaxmaml.progress import progress_bar
 from jaxmaml.sampling import Sampler, as_pytree
 from jaxmaml.types import MetaInfo, MetaLearner, MetaState
-
-_SECONDS_BETWEEN_LINES = 30.0
+from jaxmaml.validation import Validation
 
 
 class NonFiniteError(FloatingPointError):
@@ -43,10 +47,13 @@ def fit(
     steps_per_dispatch: int = 100,
     progress: bool = True,
     on_dispatch: Callable[[MetaState, MetaInfo], None] | None = None,
+    checkpoints: Checkpoints | None = None,
+    validation: Validation | None = None,
+    metrics: Writer | Iterable[Writer] = (),
 ) -> tuple[MetaState, MetaInfo]:
     """Take `num_steps` outer steps, each on `num_tasks` fresh tasks.
 
-    Sampling, outer step and metrics run on the device, `steps_per_dispatch` steps in one `lax.scan`. The
+    Sampling, outer step and metrics run on the device, `steps_per_dispatch` steps in one loop. The
     tasks of outer step `t` are drawn from `fold_in(key, t)`, with `t` counted by `state.step`: training in
     two halves, or with other dispatches, gives the same bits.
 
@@ -61,17 +68,22 @@ def fit(
       steps_per_dispatch: Steps between two looks from the host; raise it for very cheap steps.
       progress: Show steps, speed, time left and the last loss on a terminal.
       on_dispatch: Called as `on_dispatch(state, history)` after each dispatch, with its part of the
-        history: the place to validate, or to save what an interruption would lose.
+        history.
+      checkpoints: Where to save. Where a later step of this run is there already, training goes on from it, to the
+        same end and bit for bit as if it had never stopped: call `fit` again with the same arguments.
+      validation: Held-out tasks to evaluate on now and then, and when to stop early.
+      metrics: Writers of means over each dispatch, and of validations: `jaxmaml.metrics.jsonl(path)`,
+        `jaxmaml.metrics.tensorboard(directory)`.
 
     Returns:
-      `(state, history)`; `history` is a `MetaInfo` of NumPy arrays averaged over tasks, with a leading
-      axis of `num_steps`.
+      `(state, history)`: the last state, or with `validation` that which validated best; `history` is a `MetaInfo` of
+      NumPy arrays averaged over tasks, with a leading axis of the steps that this call took.
 
     Raises:
       NonFiniteError: If a meta-loss, its gradient or the parameters after a step are not finite; it holds the last
         finite state.
       TypeError: If an argument is of the wrong kind or traced, or `sample_task` does not return a `Task`.
-      ValueError: If a count is < 1.
+      ValueError: If a count is < 1, or the checkpoint is of another run.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, jaxmaml
@@ -98,27 +110,85 @@ def fit(
     checks.positive_int("steps_per_dispatch", steps_per_dispatch)
     if on_dispatch is not None:
         checks.function("on_dispatch", on_dispatch)
+    if checkpoints is not None:
+        checkpointing.check(checkpoints)
+    if validation is not None:
+        validating.check(validation)
+    writers = check_writers(metrics)
     sample_task = as_pytree(sample_task)
+    end, capacity = int(state.step) + num_steps, min(num_steps, steps_per_dispatch)
+    # Each dispatch overwrites the state that it is given; the caller's is the caller's.
+    run = checkpointing.start_of(_copy(state), key)
+    histories: list[MetaInfo] = []
 
-    state = _copy(state)  # Each dispatch overwrites the state it is given; the caller's is the caller's.
-    histories = []
-    with _progress_bar(num_steps, enabled=progress) as advance:
-        for start in range(0, num_steps, steps_per_dispatch):
-            count = min(steps_per_dispatch, num_steps - start)
-            state, (history, is_finite) = _take_steps(learner, state, sample_task, key, count, num_tasks)
-            history, is_finite = jax.device_get((history, is_finite))
+    def report(values: dict[str, float]) -> None:
+        for write in writers:
+            write(int(run.state.step), values)
+
+    with contextlib.ExitStack() as stack:
+        store = None
+        if checkpoints is not None:
+            store = stack.enter_context(Store(checkpoints, learner, state, _tasks(sample_task, key, num_tasks)))
+            run = store.latest(run)
+        report({})
+        advance = stack.enter_context(progress_bar(int(run.state.step), end, enabled=progress))
+        while (begin := int(run.state.step)) < end and not validating.is_over(validation, run):
+            began = time.perf_counter()
+            count = min(steps_per_dispatch, end - begin)
+            state, taken = _take_steps(learner, run.state, sample_task, key, capacity, num_tasks, count)
+            history, is_finite = _first(count, jax.device_get(taken))
+            run = run._replace(state=state)
             histories.append(history)
             if not is_finite.all():
                 raise _non_finite(state, histories, failed_at=int(np.argmin(is_finite)))
-            advance(count, history)
+            values = _means(history)
+            advance(count, ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in values.items()))
+            report(values | {"steps_per_second": count / (time.perf_counter() - began)})
             if on_dispatch is not None:
                 on_dispatch(_copy(state), history)
-    return state, _joined(histories)
+            if validation is not None and _is_due(validation.every, begin, begin + count, end):
+                run, values = validating.validated(learner, validation, run)
+                report(values)
+            if checkpoints is not None and store is not None and _is_due(checkpoints.every, begin, begin + count, end):
+                store.save(run._replace(state=_copy(run.state)))  # Written while the next dispatch overwrites it.
+    last = run.state if validation is None else run.best
+    return last, _joined(histories or [_no_history(learner, run.state, sample_task, key, num_tasks)])
+
+
+def _is_due(every: int, begin: int, step: int, end: int) -> bool:
+    """Whether a multiple of `every` was passed, or the end reached."""
+    return step // every > begin // every or step == end
+
+
+def _first(count: int, tree):
+    return jax.tree.map(lambda leaf: leaf[:count], tree)
+
+
+def _means(history: MetaInfo) -> dict[str, float]:
+    """What a dispatch reports of its steps."""
+    values = {"query_loss": float(history.query_loss.mean())}
+    if isinstance(history.aux, dict) and "accuracy" in history.aux:
+        values["accuracy"] = float(history.aux["accuracy"].mean())
+    return values | {"grad_norm": float(history.grad_norm.mean())}
+
+
+def _tasks(sample_task: Sampler, key: chex.PRNGKey, num_tasks: int):
+    """Shapes and dtypes of a batch of tasks."""
+    return jax.eval_shape(lambda sample, key: jax.vmap(sample)(jax.random.split(key, num_tasks)), sample_task, key)
+
+
+def _no_history(learner, state, sample_task, key, num_tasks) -> MetaInfo:
+    """That of a run that had ended before this call."""
+    shapes = jax.eval_shape(lambda s: _take_steps(learner, s, sample_task, key, 1, num_tasks, 1)[1][0], state)
+    return jax.tree.map(lambda leaf: np.zeros((0, *leaf.shape[1:]), leaf.dtype), shapes)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4, 5), donate_argnums=1)
-def _take_steps(learner, state, sample_task, key, num_steps, num_tasks):
-    def step(state: MetaState, _):
+def _take_steps(learner, state, sample_task, key, capacity, num_tasks, count):
+    """`count <= capacity` steps. The count is no constant, so that any number of them is compiled and rounds alike."""
+
+    @jax.jit  # Traced once, for its shapes and for the loop.
+    def step(state: MetaState):
         keys = jax.random.split(jax.random.fold_in(key, state.step), num_tasks)
         tasks = jax.vmap(sample_task)(keys)
         new_state, info = learner.update(state, tasks)
@@ -128,7 +198,14 @@ def _take_steps(learner, state, sample_task, key, num_steps, num_tasks):
         is_finite = jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in checked]))
         return jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), new_state, state), (means, is_finite)
 
-    return jax.lax.scan(step, state, length=num_steps)
+    def record(index, carry):
+        state, history = carry
+        state, now = step(state)
+        return state, jax.tree.map(lambda h, n: h.at[index].set(n), history, now)
+
+    _, shapes = jax.eval_shape(step, state)
+    history = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), shapes)
+    return jax.lax.fori_loop(0, count, record, (state, history))
 
 
 def _copy(state: MetaState) -> MetaState:
@@ -143,40 +220,9 @@ def _non_finite(state: MetaState, histories: list[MetaInfo], failed_at: int) -> 
         "this error's `state`, and `history` ends with it. Usual causes: an inner step size that diverges, an outer "
         "one that is too large (clip its gradient), or a norm or square root at zero in `loss_fn`.",
         state,
-        _joined([*histories[:-1], jax.tree.map(lambda x: x[: failed_at + 1], last)]),
+        _joined([*histories[:-1], _first(failed_at + 1, last)]),
     )
 
 
 def _joined(histories: list[MetaInfo]) -> MetaInfo:
     return jax.tree.map(lambda *parts: np.concatenate(parts), *histories)
-
-
-@contextlib.contextmanager
-def _progress_bar(num_steps: int, enabled: bool) -> Iterator[Callable[[int, MetaInfo], None]]:
-    """A live bar on a terminal; in a log file, a line now and then."""
-    columns = (
-        rich_progress.TextColumn("outer step"),
-        rich_progress.MofNCompleteColumn(),
-        rich_progress.BarColumn(),
-        rich_progress.TextColumn("{task.fields[speed]}"),
-        rich_progress.TimeRemainingColumn(),
-        rich_progress.TextColumn("{task.fields[metrics]}"),
-    )
-    with rich_progress.Progress(*columns, disable=not enabled) as bar:
-        task_id = bar.add_task("fit", total=num_steps, metrics="compiling", speed="")
-        began = last_line = time.monotonic()
-
-        def advance(count: int, history: MetaInfo) -> None:
-            nonlocal last_line
-            metrics = f"query loss {history.query_loss[-1]:.4f}"
-            if isinstance(history.aux, dict) and "accuracy" in history.aux:
-                metrics += f", accuracy {100 * history.aux['accuracy'].mean():.1f}%"
-            task, now = bar.tasks[0], time.monotonic()
-            done = task.completed + count
-            speed = f"{done / (now - began):.1f} steps/s"
-            bar.update(task_id, advance=count, metrics=metrics, speed=speed)
-            if enabled and not bar.console.is_terminal and now - last_line > _SECONDS_BETWEEN_LINES:
-                last_line = now
-                bar.console.print(f"outer step {done:.0f}/{num_steps}, {speed}, {metrics}")
-
-        yield advance

@@ -38,11 +38,16 @@ def quick_compiles():
 
 @pytest.fixture(scope="session")
 def omniglot_dir() -> pathlib.Path:
-    """Folder with the real Omniglot zips; `JAXMAML_DATA_DIR` names its parent."""
+    """Folder with the real Omniglot zips."""
+    return data_dir("omniglot")
+
+
+def data_dir(name: str) -> pathlib.Path:
+    """Folder of a real data set; `JAXMAML_DATA_DIR` names its parent."""
     root = pathlib.Path(os.environ.get("JAXMAML_DATA_DIR", REPOSITORY.parent / "shared" / "data"))
-    path = root / "omniglot"
+    path = root / name
     if not path.is_dir():
-        reason = f"real Omniglot is needed and {path} does not exist; set JAXMAML_DATA_DIR"
+        reason = f"real {name} is needed and {path} does not exist; set JAXMAML_DATA_DIR"
         if os.environ.get("CI"):
             pytest.fail(f"{reason} (data must be there in CI)")
         pytest.skip(reason)

@@ -100,6 +100,9 @@ FACTORIES = {
     "joint_training": _with(jaxmaml.joint_training),
 }
 
+#: Those whose step is not the gradient of the reported query loss: it is another objective's, or an approximation.
+OTHER_GRADIENTS = ("fomaml", "reptile", "imaml", "es_maml", "bayesian_maml", "maml_plus_plus")
+
 
 def problem(name, dtype=jnp.float32, **axes):
     """`(learner, params, tasks)` of a factory."""

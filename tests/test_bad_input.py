@@ -96,6 +96,51 @@ MALFORMED = {
     "no tasks": (lambda: update(jaxmaml.Task(jnp.ones((0, 2)), jnp.ones((0, 2)))), ValueError, "is empty"),
     "support of None": (lambda: update(jaxmaml.Task(None, CENTRES)), ValueError, "`tasks.support` has no arrays"),
     "query of text": (lambda: update(jaxmaml.Task(CENTRES, ["x"])), TypeError, "`tasks.query` must be a pytree of arr"),
+    # the axes
+    "unknown axis": (lambda: make(adapt="head"), TypeError, "Unexpected argument `adapt`; the axes are"),
+    "axis that makes the algorithm": (
+        lambda: jaxmaml.fomaml(problems.quadratic_loss, SGD, SGD, num_inner_steps=1, derivative="mixed"),
+        TypeError,
+        "`derivative` is what makes this algorithm",
+    ),
+    "start is no function": (lambda: make(start=1), TypeError, "`start` must be callable"),
+    "start of another shape": (
+        lambda: update(start=lambda params, support: {"theta": jnp.zeros(3)}),
+        ValueError,
+        r"`start\(params, support\)` must be like the parameters",
+    ),
+    "leaves that are not there": (
+        lambda: update(adapted="head"),
+        ValueError,
+        "`adapted` selects no leaf, got 'head'; the leaves are theta",
+    ),
+    "nothing left to adapt": (lambda: update(per_step="theta"), ValueError, "`per_step` leaves nothing to adapt"),
+    "minibatch of too many": (
+        lambda: update(inner_batch_size=3),
+        ValueError,
+        "`inner_batch_size` is 3, but the support has 2 examples",
+    ),
+    "weights of other steps": (
+        lambda: update(objective=jaxmaml.objectives.multi_step(lambda step: jnp.ones(3))),
+        ValueError,
+        r"must be one for each inner step, of shape \(1,\)",
+    ),
+    "negative seed": (lambda: make(seed=-1), ValueError, "`seed` must be >= 0"),
+    "no perturbation": (lambda: make(derivative=jaxmaml.Evolution(std=0.0)), ValueError, "`std` must be > 0"),
+    "unknown rates": (lambda: jaxmaml.rules.learned_rates(per="layer"), ValueError, "`per` must be one of 'parameter'"),
+    "rates of words": (lambda: jaxmaml.rules.learned_rates("fast"), TypeError, "`initial` must be a number"),
+    "repulsion below zero": (
+        lambda: jaxmaml.rules.svgd(0.1, -1.0),
+        ValueError,
+        "`repulsion` must be a finite number >=",
+    ),
+    "head that is none": (
+        lambda: jaxmaml.proto_maml(
+            jaxmaml.cross_entropy(lambda p, x: x), SGD, SGD, num_inner_steps=1, embed=lambda p, x: x, head="theta"
+        ).adapt(make().init(PARAMS), jaxmaml.Batch(jnp.ones((2, 2)), jnp.array([0, 1]))),
+        ValueError,
+        r"`head` must be a kernel \[2, num_ways\] and a bias",
+    ),
     # the loss
     "loss per example": (
         lambda: update(loss_fn=lambda p, c: p["theta"] - c),

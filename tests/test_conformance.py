@@ -83,6 +83,24 @@ def test_bfloat16_stays(name):
     assert jnp.all(jnp.isfinite(info.query_loss))
 
 
+@pytest.mark.parametrize("name", sorted(set(family.FACTORIES) - set(family.OTHER_GRADIENTS)))
+def test_finite_differences(x64, name):
+    """The step is the gradient of the query loss that is reported, in everything that is learned."""
+    learner, params, tasks = family.problem(name, jnp.float64)
+    state, update = learner.init(params), jax.jit(learner.update)
+    learned = (state.params, state.rule_params)
+    after, _ = update(state, tasks)
+    gradient = jax.tree.map(lambda a, b: (a - b) / 0.1, learned, (after.params, after.rule_params))
+    direction = jax.tree.map(lambda p: jnp.cos(jnp.arange(p.size, dtype=float).reshape(p.shape)), learned)
+
+    def loss(by):
+        params, rule_params = jax.tree.map(lambda p, d: p + by * d, learned, direction)
+        return jnp.mean(update(state._replace(params=params, rule_params=rule_params), tasks)[1].query_loss)
+
+    slope = (loss(1e-6) - loss(-1e-6)) / 2e-6
+    np.testing.assert_allclose(optax.tree.vdot(gradient, direction), slope, rtol=2e-6, atol=1e-9)
+
+
 RULES = {
     "sgd": lambda: optax.sgd(0.1),
     "adam": lambda: optax.adam(0.02, eps_root=1e-6),

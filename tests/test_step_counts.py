@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 import jaxmaml
-from benchmarks import omniglot, reporting, step_counts
+from benchmarks import algorithms, omniglot, reporting, step_counts
 from benchmarks.problem import FineTuning
-from tests import problems
+from tests import family, problems
 
 RESULTS = pathlib.Path(reporting.__file__).parent / "results"
 
 
 @pytest.mark.parametrize("task", ["sinusoid", "omniglot"])
-def test_a_small_run(task, tmp_path, capsys, monkeypatch):
+def test_a_small_run(task, tmp_path, capsys, monkeypatch, quick_compiles):
     monkeypatch.setattr(omniglot, "JOINT_BATCH", 8)
     small = {"num_classes": (8, 6, 6), "images_per_class": 17}
     monkeypatch.setattr(jaxmaml.tasks.strokes, "load", lambda load=jaxmaml.tasks.strokes.load: load(**small))
@@ -37,6 +37,35 @@ def test_a_small_run(task, tmp_path, capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert "k = 2" in printed
     assert "random initialisation" in printed
+
+
+@pytest.mark.parametrize(("task", "names"), [("sinusoid", ("anil", "from_scratch")), ("omniglot", ("maml_plus_plus",))])
+def test_a_small_run_of_algorithms(task, names, tmp_path, capsys, monkeypatch, quick_compiles):
+    small = {"num_classes": (8, 6, 6), "images_per_class": 17}
+    monkeypatch.setattr(jaxmaml.tasks.strokes, "load", lambda load=jaxmaml.tasks.strokes.load: load(**small))
+    family = algorithms.Family
+    monkeypatch.setattr(
+        algorithms, "Family", lambda *args, **options: family(*args, **{**options, "steps_per_dispatch": 2})
+    )
+    options = {"output_dir": tmp_path, "outer_steps": 2, "num_tasks": 4, "num_steps": 2}
+    result = step_counts.main(step_counts.Config(task=task, algorithms=names, **options))
+    saved = json.loads((tmp_path / f"step_counts_{task}_algorithms.json").read_text())
+    assert saved == json.loads(json.dumps(result))
+    assert (tmp_path / f"step_counts_{task}_algorithms.png").read_bytes().startswith(b"\x89PNG")
+    (rows,) = result["settings"].values()
+    assert set(rows) == set(names)
+    for name, row in rows.items():
+        assert row["normalisation"]
+        assert len(row["mean"]) == 3
+        assert ("ms_per_outer_step" in row) == (name != "from_scratch")
+    assert "ms an outer step" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="No algorithm 'mamml' for this task; there are maml"):
+        step_counts.main(step_counts.Config(task=task, algorithms=("mamml",), **options))
+
+
+def test_every_factory_has_its_row():
+    rows = set(algorithms.sinusoid(jax.random.key(0)).algorithms) | {"proto_maml"}
+    assert rows >= set(family.FACTORIES)
 
 
 def test_fine_tuning_is_gradient_descent_at_the_given_step_size():

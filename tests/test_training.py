@@ -131,7 +131,7 @@ def test_large_arrays_of_a_sampler_are_passed_and_not_compiled_in():
 
 
 def test_progress_is_shown_in_a_log_file_too(learner, capsys, monkeypatch):
-    monkeypatch.setattr("jaxmaml.training._SECONDS_BETWEEN_LINES", -1.0)
+    monkeypatch.setattr("jaxmaml.progress._SECONDS_BETWEEN_LINES", -1.0)
     fit(learner, learner.init(problems.mlp_params()), 2, steps_per_dispatch=1, progress=True)
     output = capsys.readouterr().out
     assert "outer step 1/2" in output

@@ -45,17 +45,30 @@ def batch_norm(
     References:
       Ioffe and Szegedy, 2015, https://arxiv.org/abs/1502.03167
     """
-    for name, value in (("scale", scale), ("bias", bias)):
-        if value is not None and value.shape != x.shape[-1:]:
-            raise ValueError(f"`{name}` must have the shape of the channels {x.shape[-1:]}, got {value.shape}.")
     if num_support is not None and not 0 < num_support <= x.shape[0]:
         raise ValueError(f"`num_support` must be from 1 to the {x.shape[0]} examples, got {num_support}.")
+    _, variance, centred = _moments(x, num_support)
+    return _scaled(centred, variance, scale, bias, epsilon)
+
+
+def _moments(x: jax.Array, num_support: int | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Mean and variance `[C]` over all axes but the last, of the first `num_support` examples; and `x - mean`."""
     axes = tuple(range(x.ndim - 1))
-    centred = x - jnp.mean(x[:num_support], axes, keepdims=True)
-    gain = jax.lax.rsqrt(jnp.mean(jnp.square(centred[:num_support]), axes, keepdims=True) + epsilon)
+    counted = slice(num_support) if num_support else ...
+    mean = jnp.mean(x[counted], axes)
+    centred = x - jnp.expand_dims(mean, axes)
+    return mean, jnp.mean(jnp.square(centred[counted]), axes), centred
+
+
+def _scaled(centred, variance, scale, bias, epsilon) -> jax.Array:
+    for name, value in (("scale", scale), ("bias", bias)):
+        if value is not None and value.shape != centred.shape[-1:]:
+            raise ValueError(f"`{name}` must have the shape of the channels {centred.shape[-1:]}, got {value.shape}.")
+    axes = tuple(range(centred.ndim - 1))
+    gain = jax.lax.rsqrt(variance + epsilon)
     if scale is not None:
-        gain = gain * jnp.expand_dims(scale, axes)
-    normalised = centred * gain
+        gain = gain * scale
+    normalised = centred * jnp.expand_dims(gain, axes)
     return normalised if bias is None else normalised + jnp.expand_dims(bias, axes)
 
 
@@ -89,6 +102,24 @@ class BatchNorm(linen.Module):
     The original MAML code shifts but does not scale. Called as `BatchNorm()(x, layer, pool)` it gives
     `pool(batch_norm(layer(x)))`, without a scale without ever holding all of `layer(x)` on a CPU: see
     `normalised_layer`. `num_support` is that of `batch_norm`.
+
+    Statistics of other batches, such as running averages, are a variable collection `"batch_stats"`, as elsewhere in
+    flax: where it is given, examples are normalised by it; where it is mutable, the batch's own are written to it.
+
+    Example:
+      Averages over many batches, and predictions that do not depend on each other:
+
+      >>> import jax, jax.numpy as jnp, optax, jaxmaml
+      >>> model = jaxmaml.nn.Conv4.omniglot(num_ways=5, features=4)
+      >>> images = jax.random.uniform(jax.random.key(0), (3, 10, 28, 28, 1))
+      >>> params = model.init(jax.random.key(1), images[0])
+      >>> averages = None
+      >>> for batch in images:
+      ...     _, new = model.apply(params, batch, mutable=["batch_stats"])
+      ...     averages = new if averages is None else optax.incremental_update(new, averages, 0.1)
+      >>> loss_fn = jaxmaml.cross_entropy(lambda params, x: model.apply({**params, **averages}, x))
+      >>> float(loss_fn(params, jaxmaml.Batch(images[0], jnp.arange(10) % 5))[0]) > 0
+      True
     """
 
     use_scale: bool = False
@@ -107,9 +138,21 @@ class BatchNorm(linen.Module):
         scale = self.param("scale", linen.initializers.ones, channels, normed.dtype) if self.use_scale else None
         bias = self.param("bias", linen.initializers.zeros, channels, normed.dtype)
         pool = pool or (lambda y: y)
-        if layer is None or scale is not None or num_support is not None:  # Pooling commutes with positive scales only.
-            return pool(batch_norm(layer(x) if layer else x, scale, bias, self.epsilon, num_support))
-        return normalised_layer(layer, x, bias, pool, self.epsilon)
+        writes = self.is_mutable_collection("batch_stats") and not self.is_initializing()
+        reads = self.has_variable("batch_stats", "mean") and not writes
+        # Pooling commutes with positive scales only.
+        if layer is not None and scale is None and num_support is None and not writes and not reads:
+            return normalised_layer(layer, x, bias, pool, self.epsilon)
+        y = x if layer is None else layer(x)
+        if not writes and not reads:
+            return pool(batch_norm(y, scale, bias, self.epsilon, num_support))
+        names = ("mean", "var")
+        if writes:
+            for name, value in zip(names, _moments(y, num_support), strict=False):
+                self.put_variable("batch_stats", name, value)
+        mean, variance = (self.get_variable("batch_stats", name) for name in names)
+        centred = y - jnp.expand_dims(mean, tuple(range(y.ndim - 1)))
+        return pool(_scaled(centred, variance, scale, bias, self.epsilon))
 
 
 def normalised_layer(layer, x, bias, pool, epsilon):
@@ -122,9 +165,8 @@ def normalised_layer(layer, x, bias, pool, epsilon):
 
     def group(x):
         y = layer(x)
-        axes = tuple(range(y.ndim - 1))
-        mean = jnp.mean(y, axes)
-        return pool(y), mean, jnp.mean(jnp.square(y - jnp.expand_dims(mean, axes)), axes)
+        mean, variance, _ = _moments(y, None)
+        return pool(y), mean, variance
 
     whole = jax.eval_shape(layer, x)
     bytes_per_example = 2 * whole.dtype.itemsize * math.prod(whole.shape[1:])
@@ -134,9 +176,8 @@ def normalised_layer(layer, x, bias, pool, epsilon):
     pooled = pooled.reshape(x.shape[0], *pooled.shape[2:])
     mean = jnp.mean(means, 0)
     variance = jnp.mean(variances, 0) + jnp.mean(jnp.square(means - mean[None]), 0)
-    axes = tuple(range(pooled.ndim - 1))
-    gain = jnp.expand_dims(jax.lax.rsqrt(variance + epsilon), axes)
-    return (pooled - jnp.expand_dims(mean, axes)) * gain + jnp.expand_dims(bias, axes)
+    centred = pooled - jnp.expand_dims(mean, tuple(range(pooled.ndim - 1)))
+    return _scaled(centred, variance, None, bias, epsilon)
 
 
 def max_pool(x: jax.Array, window: int = 2) -> jax.Array:

@@ -1,5 +1,6 @@
 """Task families: `sample(key) -> Task`, on the device; and the data sets behind them."""
 
+from jaxmaml.tasks import image_folders as image_folders
 from jaxmaml.tasks import omniglot as omniglot
 from jaxmaml.tasks import strokes as strokes
 from jaxmaml.tasks.episodes import image_episodes as image_episodes
@@ -7,3 +8,4 @@ from jaxmaml.tasks.inductive import with_support as with_support
 from jaxmaml.tasks.sinusoids import sinusoid as sinusoid
 from jaxmaml.tasks.splits import ImageClasses as ImageClasses
 from jaxmaml.tasks.splits import Splits as Splits
+from jaxmaml.tasks.splits import image_classes as image_classes

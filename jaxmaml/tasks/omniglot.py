@@ -3,7 +3,6 @@
 Lake, Salakhutdinov and Tenenbaum, 2015, https://doi.org/10.1126/science.aab3050
 """
 
-import hashlib
 import importlib.resources
 import io
 import json
@@ -14,6 +13,7 @@ import numpy as np
 from rich import progress
 
 from jaxmaml import checks
+from jaxmaml.tasks import files
 from jaxmaml.tasks.splits import ImageClasses, Splits
 
 URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/{}.zip"
@@ -62,13 +62,13 @@ def load(
     """
     checks.one_of("split", split, ("paper", "background"))
     checks.one_of("resampling", resampling, ("lanczos", "nearest"))
-    cache_dir = pathlib.Path(cache_dir) if cache_dir else _default_cache()
+    cache_dir = pathlib.Path(cache_dir) if cache_dir else files.default_cache()
     data_dir = pathlib.Path(data_dir) if data_dir else cache_dir
     archives = {name: _find_archive(data_dir, name, download) for name in MD5}
     members = {name: _drawings(archive) for name, archive in archives.items()}
     names = sorted(character for drawings in members.values() for character in drawings)
 
-    cached = cache_dir / f"omniglot-{SIZE}-{resampling}-{_fingerprint(archives.values())}.npy"
+    cached = cache_dir / f"omniglot-{SIZE}-{resampling}-{files.fingerprint(archives.values())}.npy"
     if cached.exists():
         images = np.load(cached)
     else:
@@ -76,7 +76,7 @@ def load(
         for name, archive in archives.items():
             decoded |= _decode(archive, members[name], resampling)
         images = np.stack([decoded[name] for name in names])
-        _save(cached, images)
+        files.save(cached, images)
     return _split(images, names, split, members)
 
 
@@ -85,21 +85,10 @@ def paper_split() -> dict[str, list[str]]:
     return json.loads(importlib.resources.files("jaxmaml.tasks").joinpath("omniglot_paper_split.json").read_text())
 
 
-def _default_cache() -> pathlib.Path:
-    return pathlib.Path(_require("pooch").os_cache("jaxmaml"))
-
-
-def _require(module: str):
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(f"Reading Omniglot needs {module}: pip install 'jaxmaml[data]'") from error
-
-
 def _find_archive(data_dir: pathlib.Path, name: str, download: bool) -> pathlib.Path:
     path = data_dir / f"{name}.zip"
     if not path.exists() and download:
-        _require("pooch").retrieve(
+        files.require("pooch").retrieve(
             URL.format(name), f"md5:{MD5[name]}", fname=path.name, path=data_dir, downloader=_download
         )
     if not path.exists():
@@ -108,27 +97,22 @@ def _find_archive(data_dir: pathlib.Path, name: str, download: bool) -> pathlib.
             "`data_dir`, pass download=True, or use jaxmaml.tasks.strokes.load, which needs no data."
         )
     if not zipfile.is_zipfile(path):
-        raise ValueError(_not_a_zip(path, path))
+        raise ValueError(files.not_a_zip(path, path))
     return path
 
 
 def _download(url: str, output_file: str, pooch) -> None:
     """Fetch with progress, and look before pooch's checksum does: a web page deserves a better word."""
-    _require("pooch").HTTPDownloader(progressbar=True)(url, output_file, pooch)
+    files.require("pooch").HTTPDownloader(progressbar=True)(url, output_file, pooch)
     if not zipfile.is_zipfile(output_file):
-        raise ValueError(_not_a_zip(url, output_file))
-
-
-def _not_a_zip(source, path) -> str:
-    with open(path, "rb") as file:
-        return f"What came from {source} is not a zip archive: it begins with {file.read(40)!r}."
+        raise ValueError(files.not_a_zip(url, output_file))
 
 
 def _drawings(archive: pathlib.Path) -> dict[str, list[str]]:
     """Members of the archive by character, `Alphabet/characterNN`."""
     found: dict[str, list[str]] = {}
-    with zipfile.ZipFile(archive) as files:
-        for member in sorted(files.namelist()):
+    with zipfile.ZipFile(archive) as opened:
+        for member in sorted(opened.namelist()):
             if member.endswith(".png") and not member.startswith("__MACOSX"):
                 _, alphabet, character, _ = member.split("/")
                 found.setdefault(f"{alphabet}/{character}", []).append(member)
@@ -140,38 +124,20 @@ def _drawings(archive: pathlib.Path) -> dict[str, list[str]]:
     return found
 
 
-def _fingerprint(archives) -> str:
-    """A digest of the archives' contents (names and CRCs), whatever packed them."""
-    digest = hashlib.sha256()
-    for archive in archives:
-        with zipfile.ZipFile(archive) as files:
-            for info in sorted(files.infolist(), key=lambda info: info.filename):
-                digest.update(f"{info.filename}:{info.CRC}\n".encode())
-    return digest.hexdigest()[:12]
-
-
 def _decode(archive: pathlib.Path, members: dict[str, list[str]], resampling: str) -> dict[str, np.ndarray]:
-    image = _require("PIL.Image")
+    image = files.require("PIL.Image")
 
-    def read(files: zipfile.ZipFile, member: str) -> np.ndarray:
-        drawing = image.open(io.BytesIO(files.read(member)))
+    def read(member: str) -> np.ndarray:
+        drawing = image.open(io.BytesIO(opened.read(member)))
         if resampling == "nearest":
             small = drawing.resize((SIZE, SIZE), image.Resampling.NEAREST).convert("L")
         else:  # A one-bit image would be resized by nearest neighbour whatever is asked for.
             small = drawing.convert("L").resize((SIZE, SIZE), image.Resampling.LANCZOS)
         return 255 - np.asarray(small, np.uint8)[..., None]
 
-    with zipfile.ZipFile(archive) as files:
+    with zipfile.ZipFile(archive) as opened:
         described = progress.track(members.items(), description=f"decoding {archive.name}")
-        return {character: np.stack([read(files, m) for m in drawings]) for character, drawings in described}
-
-
-def _save(path: pathlib.Path, images: np.ndarray) -> None:
-    """Write beside and rename, so that an interrupted run leaves no half file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial.npy")
-    np.save(partial, images)
-    partial.replace(path)
+        return {character: np.stack([read(m) for m in drawings]) for character, drawings in described}
 
 
 def _split(images: np.ndarray, names: list[str], split: str, members: dict[str, dict]) -> Splits:

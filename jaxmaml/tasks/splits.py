@@ -1,5 +1,6 @@
 """The form in which every image data set arrives."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,3 +24,38 @@ class Splits(NamedTuple):
     train: ImageClasses
     valid: ImageClasses
     test: ImageClasses
+
+
+def image_classes(images: np.ndarray, labels: np.ndarray, names: Sequence[str] | None = None) -> ImageClasses:
+    """Group labelled images, as CIFAR-FS and FC100 come, by class.
+
+    Args:
+      images: uint8 `[num_images, height, width, channels]`.
+      labels: Integers `[num_images]`, any numbers; classes are in their order.
+      names: Of the classes, by label; the labels themselves by default.
+    Returns:
+      `ImageClasses`.
+    Raises:
+      ValueError: If shapes do not fit, or classes have different numbers of images. TypeError: If the images are
+        not uint8 or the labels not integers.
+    Example:
+      >>> import numpy as np, jaxmaml
+      >>> images = np.arange(4, dtype=np.uint8).reshape(4, 1, 1, 1)
+      >>> classes = jaxmaml.tasks.image_classes(images, np.array([7, 3, 7, 3]))
+      >>> classes.images[..., 0, 0, 0].tolist(), classes.names
+      ([[1, 3], [0, 2]], ('3', '7'))
+    """
+    images, labels = np.asarray(images), np.asarray(labels)
+    if images.dtype != np.uint8 or not np.issubdtype(labels.dtype, np.integer):
+        raise TypeError(f"`images` must be uint8 and `labels` integers, got {images.dtype} and {labels.dtype}.")
+    if images.ndim != 4 or labels.shape != images.shape[:1]:
+        raise ValueError(
+            "`images` must be [num_images, height, width, channels] with a label each, got shapes "
+            f"{images.shape} and {labels.shape}."
+        )
+    found, counts = np.unique(labels, return_counts=True)
+    if len(set(counts.tolist())) != 1:
+        numbers = "none" if not counts.size else f"from {counts.min()} to {counts.max()}"
+        raise ValueError(f"Every class must have equally many images, got {numbers}.")
+    grouped = images[np.argsort(labels, kind="stable")].reshape(len(found), counts[0], *images.shape[1:])
+    return ImageClasses(grouped, tuple(str(label if names is None else names[label]) for label in found))

@@ -132,5 +132,85 @@ def test_streamed_normalisation_is_batch_norm(x64, monkeypatch):
         monkeypatch.setattr(streaming, "_GROUP_BYTES", size * 16 * 3 * 8 * 2)
         for a, b in zip(all_of(streamed), expected, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12)
-    with pytest.raises(ValueError, match="use_scale=False"):
-        jaxmaml.nn.BatchNorm(use_scale=True).init(jax.random.key(0), x, lambda x: x @ w)
+
+
+IMAGES = np.random.default_rng(0).uniform(size=(6, 28, 28, 1)).astype(np.float32)
+
+
+def conv4(**options):
+    model = jaxmaml.nn.Conv4.omniglot(num_ways=3, features=8, **options)
+    return model, jax.jit(model.init)(jax.random.key(0), IMAGES)
+
+
+def predictions(model, params, images, **options):
+    return np.asarray(jax.jit(lambda p, x: model.apply(p, x, **options))(params, images))
+
+
+def test_whose_statistics(quick_compiles):
+    """A prediction depends on the other examples of its batch only where it is said to."""
+
+    def alone(model, params, **options):
+        together = predictions(model, params, IMAGES, **options)
+        return np.abs(together[:1] - predictions(model, params, IMAGES[:1], **options)).max()
+
+    model, params = conv4()
+    assert alone(model, params) > 0.01
+    assert alone(model, params, support=IMAGES[2:4]) < 1e-5
+    for normalisation in ("layer", "group"):
+        assert alone(*conv4(normalisation=normalisation)) < 1e-5
+    own, averages = model.apply(params, IMAGES, mutable=["batch_stats"])
+    np.testing.assert_allclose(own, predictions(model, params, IMAGES), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(predictions(model, {**params, **averages}, IMAGES), own, rtol=1e-4, atol=1e-5)
+    assert alone(model, {**params, **averages}) < 1e-5
+    with pytest.raises(ValueError, match="`normalisation` must be one of"):
+        conv4(normalisation="instance")
+
+
+def test_support_statistics_are_those_of_the_support(quick_compiles):
+    model, params = conv4()
+    support = IMAGES[:4]
+    transductive = predictions(model, params, support)
+    np.testing.assert_allclose(predictions(model, params, support, support=support), transductive, atol=2e-5)
+    apply = jaxmaml.nn.inductive(model.apply)
+    np.testing.assert_array_equal(apply(params, (IMAGES, support)), model.apply(params, IMAGES, support=support))
+    np.testing.assert_array_equal(apply(params, support), model.apply(params, support))
+
+
+def test_a_task_with_its_support():
+    sample = jaxmaml.tasks.with_support(
+        jaxmaml.tasks.image_episodes(np.zeros((5, 4, 8, 8, 1), np.uint8), num_ways=3, num_shots=1, num_queries=2)
+    )
+    task = jax.jit(sample)(jax.random.key(0))
+    assert [x.shape for x in task.query.inputs] == [(6, 8, 8, 1), (3, 8, 8, 1)]
+    assert jax.tree.leaves(sample)  # Its images are passed to a compiled function, and not compiled in.
+    with pytest.raises(TypeError, match=r"must be \(inputs, targets\)"):
+        jaxmaml.tasks.with_support(lambda key: jaxmaml.Task(jnp.ones(2), jnp.ones(2)))(jax.random.key(0))
+
+
+def test_extra_parts_change_nothing_at_first(quick_compiles):
+    plain, params = conv4()
+    expected = predictions(plain, params, IMAGES)
+    for options, names in (
+        ({"warp": True}, {f"warp_{i}" for i in range(4)}),
+        ({"num_context": 5}, {"context", "film"}),
+        ({"use_scale": True}, set()),
+    ):
+        model, extended = conv4(**options)
+        assert set(extended["params"]) - set(params["params"]) == names
+        old = {
+            name: {**layer, **params["params"].get(name, {})} if isinstance(layer, dict) else layer
+            for name, layer in extended["params"].items()
+        }
+        np.testing.assert_allclose(predictions(model, {"params": old}, IMAGES), expected, rtol=1e-4, atol=1e-5)
+    features = predictions(plain, params, IMAGES, head=False)
+    head = params["params"]["Dense_0"]
+    np.testing.assert_allclose(features @ head["kernel"] + head["bias"][None], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_mlp_with_context_and_warp():
+    x = jnp.ones((3, 1))
+    model = jaxmaml.nn.MLP(num_context=4, warp=True)
+    params = model.init(jax.random.key(0), x)["params"]
+    assert params["context"].shape == (4,)
+    assert params["Dense_0"]["kernel"].shape == (5, 40)
+    np.testing.assert_array_equal(params["warp_1"]["kernel"], np.eye(40))

@@ -1,0 +1,132 @@
+"""One page of the papers' numbers and ours, from the result files of `benchmarks.reproduce`.
+
+python -m benchmarks.report
+"""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import matplotlib
+import numpy as np
+import tyro
+
+import jaxmaml
+from benchmarks import reporting
+from benchmarks.recipes import RECIPES
+from benchmarks.reproduce import PROTOCOL
+
+#: What a number is of; a result that differs in one of these is another row.
+EVALUATION = (
+    "algorithm",
+    "dataset",
+    "num_ways",
+    "num_shots",
+    "num_test_queries",
+    "num_test_inner_steps",
+    "num_filters",
+    "normalisation",
+    "test_tasks",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Where results are read, and where the page goes."""
+
+    results_dir: pathlib.Path = pathlib.Path("benchmarks/results")
+    output: pathlib.Path = pathlib.Path("benchmarks/REPORT.md")
+
+
+def main(config: Config) -> None:
+    results = [json.loads(path.read_text()) for path in sorted(config.results_dir.glob("reproduce_*.json"))]
+    if not results:
+        raise SystemExit(f"No reproduce_*.json in {config.results_dir}; run benchmarks.reproduce first.")
+    for result in results:
+        refuse_mismatch(result)
+    picture = config.results_dir / "reproduce.png"
+    figure(results, picture)
+    link = pathlib.Path("results") / picture.name
+    config.output.write_text(page(results, link.as_posix()))
+    print(f"wrote {config.output}")
+
+
+def refuse_mismatch(result: dict[str, Any]) -> None:
+    """Raise where a result is not of the row that its name says, or of other code."""
+    name = result["name"]
+    if result["protocol"] != PROTOCOL or result["version"].split(".")[:2] != jaxmaml.__version__.split(".")[:2]:
+        raise SystemExit(
+            f"{name} is of protocol {result['protocol']} and version {result['version']}, and this is protocol "
+            f"{PROTOCOL} of version {jaxmaml.__version__}: run it again."
+        )
+    row = dataclasses.asdict(RECIPES[name])
+    other = [field for field in EVALUATION if result["recipe"][field] != row[field]]
+    if other or result["data"] != "real":
+        what = ", ".join(f"{field} = {result['recipe'][field]!r}" for field in other) or "a procedural stand-in"
+        raise SystemExit(f"{name} was evaluated with {what}, which is not the row of the paper.")
+
+
+def page(results: list[dict[str, Any]], picture: str) -> str:
+    lines = [
+        "# The papers' numbers, reproduced",
+        "",
+        "Made by `python -m benchmarks.report` from the result files beside it. Accuracy in per cent on meta-test "
+        "tasks with its 95% confidence interval, one model each, chosen on meta-validation tasks.",
+        "",
+        "| recipe | paper | ours | outer steps | minutes | to the paper's number | queries a class | normalisation "
+        "| device |",
+        "| --- | --: | --: | --: | --: | --: | --: | --- | --- |",
+    ]
+    for result in results:
+        recipe, reached = result["recipe"], result["seconds_to_paper"]
+        lines.append(
+            "| "
+            + " | ".join(
+                (
+                    f"`{result['name']}`",
+                    reporting.percent(recipe["paper_accuracy"], recipe["paper_ci95"]),
+                    f"{result['accuracy']:.2f} ± {result['ci95']:.2f}",
+                    f"{result['outer_steps']} of {RECIPES[result['name']].outer_steps}",
+                    f"{result['train_seconds'] / 60:.1f}",
+                    "-" if reached is None else f"{reached / 60:.1f} min",
+                    str(recipe["num_test_queries"]),
+                    result["normalisation"],
+                    f"{result['environment']['device']}, {result['environment']['cpu_cores']} cores",
+                )
+            )
+            + " |"
+        )
+    lines += ["", f"![Accuracy during training and against inner steps]({picture})", "", "Commands:", ""]
+    return "\n".join([*lines, *(f"    {result['command']}" for result in results), ""])
+
+
+def figure(results: list[dict[str, Any]], path: pathlib.Path) -> None:
+    """Meta-test accuracy during training, and of the chosen state against inner steps."""
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, (during, steps) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    for result in results:
+        watched = [r for r in result["history"] if "test_accuracy" in r]
+        (line,) = during.plot(
+            [r["seconds"] / 60 for r in watched], [r["test_accuracy"] for r in watched], label=result["name"]
+        )
+        paper = result["recipe"]["paper_accuracy"]
+        if paper is not None:
+            during.axhline(paper, color=line.get_color(), linewidth=0.8, linestyle="--")
+        mean, ci95 = np.array(result["curve"]["mean"]), np.array(result["curve"]["ci95"])
+        steps.plot(mean, marker=".", color=line.get_color(), label=result["name"])
+        steps.fill_between(
+            np.arange(len(mean)), mean - ci95, mean + ci95, alpha=0.2, color=line.get_color(), linewidth=0
+        )
+    during.set(
+        xlabel="minutes of training", ylabel="meta-test accuracy (%)", title="best state so far; dashed: the paper"
+    )
+    steps.set(xlabel="inner steps on a new task", title="the chosen state")
+    during.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

@@ -1,0 +1,257 @@
+"""A row of a paper's table, from data to number.
+
+    python -m benchmarks.reproduce --list
+    python -m benchmarks.reproduce --recipe maml-omniglot-5w1s --data-dir DATA_DIR
+
+Trains as the recipe says, keeps the state that validates best, and evaluates it on meta-test tasks. Every field of the
+recipe is an argument (`--outer-steps 5000`), and the resolved recipe is part of the result. A run that was stopped goes
+on with `--resume`.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import pathlib
+import sys
+import time
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+import rich.console
+import rich.table
+import tyro
+
+import jaxmaml
+from benchmarks import reporting
+from benchmarks.recipes import RECIPES, Recipe
+
+#: Raised when what a result means changes, so that `benchmarks.report` does not mix them.
+PROTOCOL = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """How to run a recipe."""
+
+    fields: Annotated[Recipe, tyro.conf.arg(name="")]
+    """The recipe's own; each can be overridden."""
+    data_dir: pathlib.Path | None = None
+    """Folder of Omniglot's zips, or of mini-ImageNet's; procedural characters without."""
+    output_dir: pathlib.Path = pathlib.Path("results")
+    """Where the result goes, and a folder with checkpoints and metrics."""
+    budget: float | None = None
+    """Minutes of training, after which it is evaluated as far as it got."""
+    resume: bool = False
+    """Go on from the last checkpoint."""
+    dry_run: bool = False
+    """Show the resolved recipe and the shapes of an outer step, and train nothing."""
+    watch_test: bool = True
+    """Evaluate on the meta-test tasks at every validation too: for the curve alone, never to choose."""
+
+
+def main(arguments: list[str]) -> None:
+    console = rich.console.Console()
+    if not console.is_terminal:
+        console.width = 150
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--recipe", default="maml-omniglot-5w1s")
+    parser.add_argument("--list", action="store_true")
+    chosen, rest = parser.parse_known_args(arguments)
+    if chosen.list:
+        console.print(table())
+        return
+    if chosen.recipe not in RECIPES:
+        raise SystemExit(f"No recipe {chosen.recipe!r}; --list shows them.")
+    config = tyro.cli(Config, args=rest, default=Config(RECIPES[chosen.recipe]), description=__doc__)
+    run(chosen.recipe, config, console)
+
+
+def table() -> rich.table.Table:
+    view = rich.table.Table("recipe", "paper (%)", "inner steps", "test steps", "tasks", "test queries a class")
+    for name, recipe in RECIPES.items():
+        view.add_row(
+            name,
+            reporting.percent(recipe.paper_accuracy, recipe.paper_ci95),
+            *map(str, (recipe.num_inner_steps, recipe.num_test_inner_steps, recipe.num_tasks, recipe.num_test_queries)),
+        )
+    return view
+
+
+def run(name: str, config: Config, console: rich.console.Console) -> dict[str, Any] | None:
+    recipe, learner = config.fields, config.fields.learner()
+    splits = load(recipe, config.data_dir)
+    sample = recipe.sampler(splits.train, recipe.num_queries)
+    start = recipe.init()
+    if config.dry_run:
+        tasks = jax.eval_shape(jax.vmap(sample), jax.random.split(jax.random.key(0), recipe.num_tasks))
+        console.print(dataclasses.asdict(recipe))
+        console.print({"tasks": tasks, "info": jax.eval_shape(learner.update, start, tasks)[1]})
+        return None
+    folder = config.output_dir / name
+    saved = folder / "checkpoints"
+    checkpoints = jaxmaml.Checkpoints(saved, every=recipe.valid_every)
+    if saved.exists() and not config.resume:
+        raise SystemExit(f"{saved} exists: go on with --resume, or choose another --output-dir.")
+    folder.mkdir(parents=True, exist_ok=True)
+    reporting.write_json(folder / "recipe.json", dataclasses.asdict(recipe))
+    keys = dict(zip(("train", "valid", "test"), jax.random.split(jax.random.key(recipe.seed), 3), strict=True))
+    test = recipe.sampler(splits.test, recipe.num_test_queries)
+    judge = Judge(recipe, learner, test, keys["test"])
+    validation = jaxmaml.Validation(
+        recipe.loss_fn(),
+        recipe.sampler(splits.valid, recipe.num_test_queries),
+        keys["valid"],
+        num_inner_steps=recipe.num_test_inner_steps,
+        num_tasks=recipe.valid_tasks,
+        every=recipe.valid_every,
+    )
+    clock = Clock(folder / "clock.json")
+    step = clock.records[-1]["step"] if clock.records else 0
+    best = start
+    while step < recipe.outer_steps:
+        step = min(step + recipe.valid_every, recipe.outer_steps)
+        began = time.perf_counter()
+        best, _ = jaxmaml.fit(
+            learner,
+            start,
+            sample,
+            keys["train"],
+            num_steps=step,
+            num_tasks=recipe.num_tasks,
+            checkpoints=checkpoints,
+            validation=validation,
+            metrics=jaxmaml.metrics.jsonl(folder / "metrics.jsonl"),
+        )
+        seconds = time.perf_counter() - began
+        record = {"step": step, "best_step": int(best.step)}
+        if config.watch_test:
+            record |= judge.accuracy(best)
+        clock.add(seconds, record)
+        console.print(record)
+        if config.budget is not None and clock.seconds > 60 * config.budget:
+            break
+    if not clock.ran:  # Everything was done before: the best state comes from the last checkpoint.
+        best, _ = jaxmaml.fit(
+            learner,
+            start,
+            sample,
+            keys["train"],
+            num_steps=step,
+            num_tasks=recipe.num_tasks,
+            checkpoints=checkpoints,
+            validation=validation,
+        )
+    result = {
+        "benchmark": "reproduce",
+        "protocol": PROTOCOL,
+        "version": jaxmaml.__version__,
+        "name": name,
+        "command": reporting.command_line("benchmarks.reproduce"),
+        "recipe": dataclasses.asdict(recipe),
+        "data": "real" if config.data_dir else "procedural stand-in",
+        "environment": reporting.environment(),
+        "normalisation": recipe.normalisation,
+        "outer_steps": step,
+        "best_step": int(best.step),
+        "train_seconds": clock.seconds,
+        "history": clock.records,
+        "seconds_to_paper": clock.seconds_to(recipe.paper_accuracy),
+        **judge.result(best),
+    }
+    reporting.write_json(config.output_dir / f"reproduce_{name}.json", result)
+    paper = reporting.percent(recipe.paper_accuracy, recipe.paper_ci95)
+    console.print(f"{name}: {result['accuracy']:.2f} ± {result['ci95']:.2f} %; in the paper: {paper}")
+    return result
+
+
+class Judge:
+    """The meta-test tasks: the same for every state."""
+
+    def __init__(self, recipe: Recipe, learner: jaxmaml.MetaLearner, sample, key):
+        self.recipe, self.learner, self.sample, self.key = recipe, learner, sample, key
+
+    def evaluate(self, state: jaxmaml.MetaState, num_inner_steps: int) -> jaxmaml.Curve:
+        recipe = self.recipe
+        result = jaxmaml.evaluate(
+            self.learner,
+            recipe.loss_fn(),
+            state,
+            self.sample,
+            self.key,
+            num_inner_steps=num_inner_steps,
+            num_tasks=recipe.test_tasks,
+            chunk_size=4,
+        )
+        assert result.accuracy is not None
+        return jax.device_get(result.accuracy)
+
+    def accuracy(self, state: jaxmaml.MetaState) -> dict[str, float]:
+        curve = self.evaluate(state, self.recipe.num_test_inner_steps)
+        return {"test_accuracy": 100 * float(curve.mean[-1]), "test_ci95": 100 * float(curve.ci95[-1])}
+
+    def result(self, state: jaxmaml.MetaState) -> dict[str, Any]:
+        """The number of the table, the curve beyond its steps, and which episodes it is of."""
+        last = self.recipe.num_test_inner_steps
+        curve = self.evaluate(state, max(20, last))
+        return {
+            "accuracy": 100 * float(curve.mean[last]),
+            "ci95": 100 * float(curve.ci95[last]),
+            "curve": {"mean": (100 * curve.mean).tolist(), "ci95": (100 * curve.ci95).tolist()},
+            "episodes": {"seed": self.recipe.seed, "number": self.recipe.test_tasks, "sha256": self.digest()},
+        }
+
+    def digest(self) -> str:
+        """Of every support and query image, in order."""
+        digest = hashlib.sha256()
+        draw = jax.jit(self.sample)
+        for key in jax.random.split(self.key, self.recipe.test_tasks):
+            for leaf in jax.tree.leaves(jax.device_get(draw(key))):
+                digest.update(np.ascontiguousarray(leaf).tobytes())
+        return digest.hexdigest()
+
+
+class Clock:
+    """Seconds of training over all parts of a run, and what was found when."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path, self.ran = path, False
+        self.records: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+
+    @property
+    def seconds(self) -> float:
+        return self.records[-1]["seconds"] if self.records else 0.0
+
+    def add(self, seconds: float, record: dict[str, Any]) -> None:
+        self.ran = True
+        self.records.append({"seconds": self.seconds + seconds, **record})
+        partial = self.path.with_suffix(".partial")
+        partial.write_text(json.dumps(self.records))
+        partial.replace(self.path)
+
+    def seconds_to(self, accuracy: float | None) -> float | None:
+        """When the meta-test accuracy first was so high; `None` for never, or if it was not watched."""
+        reached = (r["seconds"] for r in self.records if accuracy and r.get("test_accuracy", 0.0) >= accuracy)
+        return next(reached, None)
+
+
+def load(recipe: Recipe, data_dir: pathlib.Path | None) -> jaxmaml.tasks.Splits:
+    if data_dir is not None and recipe.dataset == "omniglot":
+        return jaxmaml.tasks.omniglot.load(data_dir)
+    if data_dir is not None:
+        return jaxmaml.tasks.image_folders.mini_imagenet(data_dir)
+    splits = jaxmaml.tasks.strokes.load(images_per_class=30)
+    if recipe.dataset == "omniglot":
+        return splits
+    return jaxmaml.tasks.Splits(*(_enlarged(part) for part in splits))
+
+
+def _enlarged(classes: jaxmaml.tasks.ImageClasses) -> jaxmaml.tasks.ImageClasses:
+    """Procedural characters in the form of mini-ImageNet: 84 x 84, three channels."""
+    images = classes.images[:60].repeat(3, axis=2).repeat(3, axis=3).repeat(3, axis=4)
+    return jaxmaml.tasks.ImageClasses(images, classes.names[:60])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

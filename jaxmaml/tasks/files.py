@@ -1,0 +1,47 @@
+"""Archives, caches and optional packages of the data set readers."""
+
+import hashlib
+import importlib
+import pathlib
+import zipfile
+from collections.abc import Iterable
+from types import ModuleType
+
+import numpy as np
+
+
+def require(module: str) -> ModuleType:
+    """Import what the extra `data` brings."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"Reading this data set needs {module}: pip install 'jaxmaml[data]'") from error
+
+
+def default_cache() -> pathlib.Path:
+    """The user's cache folder."""
+    return pathlib.Path(require("pooch").os_cache("jaxmaml"))
+
+
+def fingerprint(archives: Iterable[pathlib.Path]) -> str:
+    """A digest of zip archives' contents (names and CRCs), whatever packed them."""
+    digest = hashlib.sha256()
+    for archive in archives:
+        with zipfile.ZipFile(archive) as files:
+            for info in sorted(files.infolist(), key=lambda info: info.filename):
+                digest.update(f"{info.filename}:{info.CRC}\n".encode())
+    return digest.hexdigest()[:12]
+
+
+def not_a_zip(source, path) -> str:
+    """What to say of a file that should have been a zip archive."""
+    with open(path, "rb") as file:
+        return f"What came from {source} is not a zip archive: it begins with {file.read(40)!r}."
+
+
+def save(path: pathlib.Path, images: np.ndarray) -> None:
+    """Write beside and rename, so that an interrupted run leaves no half file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial.npy")
+    np.save(partial, images)
+    partial.replace(path)

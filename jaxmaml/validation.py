@@ -1,0 +1,93 @@
+"""Validation during training: which state was best, and when to stop."""
+
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxmaml import checks
+from jaxmaml.checkpoints import Run
+from jaxmaml.evaluation import Curve, evaluate
+from jaxmaml.types import LossFn, MetaLearner
+
+
+class Validation(NamedTuple):
+    """Held-out tasks that `fit` evaluates on now and then: `fit(..., validation=...)`.
+
+    The score is the accuracy after the last inner step, or minus the query loss where there is none. `fit` returns the
+    state with the best one.
+
+    Attributes:
+      loss_fn: Judges the query, as in `jaxmaml.evaluate`.
+      tasks: A sampler of validation tasks, or a batch of them.
+      key: Draws the tasks; the same at every validation.
+      num_inner_steps: Of adaptation.
+      num_tasks: How many tasks are drawn.
+      every: Outer steps between validations; the end of a dispatch is waited for.
+      patience: Stop after so many validations without a better score; `None`, the default, for never.
+      chunk_size: Tasks held in memory at once.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, jaxmaml
+      >>> model = jaxmaml.nn.MLP()
+      >>> loss_fn = jaxmaml.mean_squared_error(model.apply)
+      >>> learner = jaxmaml.maml(loss_fn, optax.sgd(0.01), optax.adam(1e-3), num_inner_steps=1)
+      >>> sample = jaxmaml.tasks.sinusoid()
+      >>> validation = jaxmaml.Validation(
+      ...     loss_fn, sample, jax.random.key(9), num_inner_steps=1, num_tasks=50, every=20)
+      >>> state, _ = jaxmaml.fit(
+      ...     learner, learner.init(model.init(jax.random.key(0), jnp.ones((1, 1)))), sample, jax.random.key(1),
+      ...     num_steps=60, num_tasks=4, steps_per_dispatch=20, progress=False, validation=validation)
+      >>> int(state.step) in (20, 40, 60)
+      True
+    """
+
+    loss_fn: LossFn
+    tasks: Any
+    key: chex.PRNGKey | None
+    num_inner_steps: int
+    num_tasks: int | None = None
+    every: int = 1000
+    patience: int | None = None
+    chunk_size: int = 20
+
+
+def check(settings: Any) -> None:
+    """`settings` must be a well-formed `Validation`; what `evaluate` gets, it checks itself."""
+    if not isinstance(settings, Validation):
+        raise TypeError(f"`validation` must be a jaxmaml.Validation, got {type(settings).__name__}.")
+    checks.positive_int("every", settings.every)
+    if settings.patience is not None:
+        checks.positive_int("patience", settings.patience)
+
+
+def validated(learner: MetaLearner, settings: Validation, run: Run) -> tuple[Run, dict[str, float]]:
+    """`run` after a validation of its state, and what to report of it."""
+    result = evaluate(
+        learner,
+        settings.loss_fn,
+        run.state,
+        settings.tasks,
+        settings.key,
+        num_inner_steps=settings.num_inner_steps,
+        num_tasks=settings.num_tasks,
+        chunk_size=settings.chunk_size,
+    )
+    metrics = _last("valid_loss", result.query_loss)
+    if result.accuracy is not None:
+        metrics |= _last("valid_accuracy", result.accuracy)
+    score = metrics.get("valid_accuracy", -metrics["valid_loss"])
+    if score > float(run.score):
+        best = jax.tree.map(jnp.copy, run.state)
+        return run._replace(best=best, score=jnp.float32(score), since_best=jnp.int32(0)), metrics
+    return run._replace(since_best=run.since_best + 1), metrics
+
+
+def is_over(settings: Validation | None, run: Run) -> bool:
+    """Whether patience has run out."""
+    return settings is not None and settings.patience is not None and int(run.since_best) >= settings.patience
+
+
+def _last(name: str, curve: Curve) -> dict[str, float]:
+    return {name: float(curve.mean[-1]), f"{name}_ci95": float(curve.ci95[-1])}
