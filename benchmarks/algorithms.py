@@ -59,7 +59,11 @@ def train(algorithm: Algorithm, family: Family, outer_steps: int | None, key: ch
         return learner, state, row
     options: dict[str, Any] = {"num_tasks": family.num_tasks, "steps_per_dispatch": family.steps_per_dispatch}
     began = time.perf_counter()
-    trained, _ = jaxmaml.fit(learner, state, family.sample, key, num_steps=num_steps, **options)
+    try:
+        trained, _ = jaxmaml.fit(learner, state, family.sample, key, num_steps=num_steps, **options)
+    except jaxmaml.NonFiniteError as error:  # Then it is judged where it was, and the result says so.
+        trained = error.state
+        row["diverged_at"] = int(trained.step)
     row |= {"outer_steps": num_steps, "seconds": round(time.perf_counter() - began, 1)}
     seconds = []
     for _ in range(3):
@@ -104,11 +108,14 @@ def sinusoid(key: chex.PRNGKey) -> Family:
         "fomaml": of(jaxmaml.fomaml, sgd, adam, recipe="1 step of 0.01"),
         "reptile": Algorithm(
             lambda num_steps: jaxmaml.reptile(
-                loss_fn, optax.sgd(0.02), optax.sgd(optax.linear_schedule(1.0, 0.0, num_steps)), num_inner_steps=20
+                loss_fn,
+                optax.adam(0.01, b1=0.0),
+                optax.sgd(optax.linear_schedule(1.0, 0.0, num_steps)),
+                num_inner_steps=10,
             ),
             params,
             loss_fn,
-            "20 steps of 0.02, outer step from 1 to 0",
+            "10 steps of Adam, 0.01 without momentum, outer step from 1 to 0",
         ),
         "anil": of(jaxmaml.anil, sgd, adam, head="Dense_2", recipe="1 step of 0.01 of the last layer"),
         "boil": of(jaxmaml.boil, sgd, adam, head="Dense_2", recipe="1 step of 0.01 of all but the last layer"),

@@ -162,9 +162,14 @@ def markdown(rows: dict[str, list[dict]], sizes: tuple[int, ...]) -> str:
         at = {row["size"]: row for row in measured}
         cells = []
         for size in sizes:
-            cells += [f"{at[size]['bytes'] / 1e6:.3g}", "-" if at[size]["ms"] is None else f"{at[size]['ms']:.3g}"]
+            cells += [_short(at[size]["bytes"] / 1e6), "-" if at[size]["ms"] is None else _short(at[size]["ms"])]
         lines.append(f"| {mode} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _short(number: float) -> str:
+    """Three digits, and no powers of ten."""
+    return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def figure(studies: dict[str, dict[str, list[dict]]], path: pathlib.Path) -> None:
