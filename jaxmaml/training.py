@@ -116,7 +116,7 @@ def fit(
         validating.check(validation)
     writers = check_writers(metrics)
     sample_task = as_pytree(sample_task)
-    end, capacity = int(state.step) + num_steps, min(num_steps, steps_per_dispatch)
+    end = int(state.step) + num_steps
     # Each dispatch overwrites the state that it is given; the caller's is the caller's.
     run = checkpointing.start_of(_copy(state), key)
     histories: list[MetaInfo] = []
@@ -135,7 +135,7 @@ def fit(
         while (begin := int(run.state.step)) < end and not validating.is_over(validation, run):
             began = time.perf_counter()
             count = min(steps_per_dispatch, end - begin)
-            state, taken = _take_steps(learner, run.state, sample_task, key, capacity, num_tasks, count)
+            state, taken = _take_steps(learner, run.state, sample_task, key, steps_per_dispatch, num_tasks, count)
             history, is_finite = _first(count, jax.device_get(taken))
             run = run._replace(state=state)
             histories.append(history)
