@@ -28,6 +28,7 @@ class Algorithm:
       recipe: In words, for the result file.
       normalisation: Whose statistics the model normalises by.
       untrained: It is the start of all training that is judged.
+      outer_steps: Where it takes fewer than the family, because its steps are long.
     """
 
     learner: Callable[[int], jaxmaml.MetaLearner]
@@ -36,6 +37,7 @@ class Algorithm:
     recipe: str
     normalisation: str = "none"
     untrained: bool = False
+    outer_steps: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Family:
 
 def train(algorithm: Algorithm, family: Family, outer_steps: int | None, key: chex.PRNGKey) -> tuple[Any, Any, dict]:
     """Returns `(learner, state, row)`: the row has the cost of an outer step, once compiled."""
-    num_steps = outer_steps or family.outer_steps
+    num_steps = outer_steps or algorithm.outer_steps or family.outer_steps
     learner = algorithm.learner(num_steps)
     state = learner.init(algorithm.params)
     row = {"recipe": algorithm.recipe, "normalisation": algorithm.normalisation, "outer_steps": 0}
@@ -97,10 +99,12 @@ def sinusoid(key: chex.PRNGKey) -> Family:
     def mixture(params, inputs):
         return jnp.mean(jnp.asarray(jax.vmap(model.apply, in_axes=(0, None))(params, inputs)), axis=0)
 
-    def of(factory, *args, recipe, loss_fn=loss_fn, params=params, judge=loss_fn, untrained=False, **axes):
+    def of(
+        factory, *args, recipe, loss_fn=loss_fn, params=params, judge=loss_fn, untrained=False, outer_steps=None, **axes
+    ):
         options = {"num_inner_steps": 1} | axes
         make = lambda num_steps: factory(loss_fn, *args, **options)  # noqa: E731
-        return Algorithm(make, params, judge, recipe, untrained=untrained)
+        return Algorithm(make, params, judge, recipe, untrained=untrained, outer_steps=outer_steps)
 
     context_loss, warp_loss = blind(context.apply), blind(warp.apply)
     algorithms = {
@@ -122,15 +126,22 @@ def sinusoid(key: chex.PRNGKey) -> Family:
         "meta_sgd": of(jaxmaml.meta_sgd, (0.005, 0.1), adam, recipe="1 step, rates from U(0.005, 0.1)"),
         "maml_plus_plus": Algorithm(
             lambda num_steps: jaxmaml.maml_plus_plus(
-                loss_fn, 0.01, 3e-4, num_inner_steps=5, num_outer_steps=num_steps, normalisation=None
+                loss_fn, 0.01, 1e-3, num_inner_steps=2, num_outer_steps=num_steps, normalisation=None
             ),
             params,
             loss_fn,
-            "5 steps, rates from 0.01 a tensor and step; Adam 3e-4 (1e-3 diverged); multi-step loss in the first tenth, first order in the first "
-            "half, cosine",
+            "2 steps (with 5 the rates overshoot), rates from 0.01 a tensor and step; multi-step loss in the first tenth, "
+            "first order in the first half, cosine",
         ),
         "imaml": of(
-            jaxmaml.imaml, sgd, adam, num_inner_steps=16, strength=1.0, recipe="16 steps of 0.01, strength 1, 5 of CG"
+            jaxmaml.imaml,
+            optax.chain(jaxmaml.clip_by_global_norm(10.0), sgd),
+            optax.chain(optax.clip_by_global_norm(1.0), adam),
+            num_inner_steps=16,
+            strength=5.0,
+            max_solver_steps=10,
+            outer_steps=10_000,
+            recipe="16 steps of 0.01, clipped to 10, strength 5, 10 steps of conjugate gradients; the outer one clipped to 1",
         ),
         "cavia": of(
             jaxmaml.cavia,
@@ -161,6 +172,7 @@ def sinusoid(key: chex.PRNGKey) -> Family:
             params=particles,
             judge=blind(mixture),
             repulsion=0.1,
+            outer_steps=6000,
             recipe="10 particles, 1 SVGD step of 0.1, repulsion 0.1, leader 1 step; judged by their mean",
         ),
         "joint_training": of(jaxmaml.joint_training, sgd, adam, recipe="fine-tuned by steps of 0.01"),

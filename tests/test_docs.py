@@ -12,7 +12,7 @@ import pytest
 from nbclient import NotebookClient
 
 import jaxmaml
-from benchmarks import memory, meta_step, reporting
+from benchmarks import calibration, memory, meta_step, reporting
 from tests.conftest import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()
@@ -42,6 +42,17 @@ def test_tables_are_the_committed_results(result, setting, steps):
     stored = json.loads((RESULTS / f"step_counts_{result}.json").read_text())
     assert reporting.markdown(stored, setting, steps) in README
     assert (RESULTS / f"step_counts_{result}.png").exists()
+
+
+def test_the_family_tables_are_the_committed_results():
+    stored = json.loads((RESULTS / "step_counts_sinusoid_algorithms.json").read_text())
+    assert reporting.markdown(stored, "5-shot", (0, 1, 5, 10)) in README
+    assert {row["normalisation"] for row in stored["settings"]["5-shot"].values()} == {"none"}
+    assert (RESULTS / "step_counts_sinusoid_algorithms.png").exists()
+    shots = json.loads((RESULTS / "calibration.json").read_text())["shots"]
+    for rows in shots.values():
+        assert calibration.markdown(rows) in README
+    assert (RESULTS / "calibration.png").exists()
 
 
 def test_the_speed_and_memory_tables_are_the_committed_results():
