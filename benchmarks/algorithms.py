@@ -130,8 +130,8 @@ def sinusoid(key: chex.PRNGKey) -> Family:
             ),
             params,
             loss_fn,
-            "2 steps (with 5 the rates overshoot), rates from 0.01 a tensor and step; multi-step loss in the first tenth, "
-            "first order in the first half, cosine",
+            "2 steps (with 5 the rates overshoot), rates from 0.01 a tensor and step; multi-step loss in the first "
+            "tenth, first order in the first half, cosine",
         ),
         "imaml": of(
             jaxmaml.imaml,
@@ -141,7 +141,8 @@ def sinusoid(key: chex.PRNGKey) -> Family:
             strength=5.0,
             max_solver_steps=10,
             outer_steps=10_000,
-            recipe="16 steps of 0.01, clipped to 10, strength 5, 10 steps of conjugate gradients; the outer one clipped to 1",
+            recipe="16 steps of 0.01, clipped to 10, strength 5, 10 steps of conjugate gradients; the outer one clipped "
+            "to 1",
         ),
         "cavia": of(
             jaxmaml.cavia,
