@@ -141,8 +141,8 @@ def sinusoid(key: chex.PRNGKey) -> Family:
             strength=5.0,
             max_solver_steps=10,
             outer_steps=10_000,
-            recipe="16 steps of 0.01, clipped to 10, strength 5, 10 steps of conjugate gradients; the outer one clipped "
-            "to 1",
+            recipe="16 steps of 0.01, clipped to 10, strength 5, 10 steps of conjugate gradients; "
+            "the outer one clipped to 1",
         ),
         "cavia": of(
             jaxmaml.cavia,

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import math
 import os
 import pathlib
 import platform
@@ -47,9 +48,14 @@ def temporaries(compiled: Any) -> int:
     return compiled.memory_analysis().temp_size_in_bytes
 
 
+def numbers(values: Any) -> list[float | None]:
+    """For JSON, which has no infinity: what is not finite is `None`."""
+    return [float(value) if math.isfinite(value) else None for value in values]
+
+
 def write_json(path: pathlib.Path, result: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
     print(f"wrote {path}")
 
 
@@ -85,7 +91,15 @@ def label(name: str, row: dict[str, Any]) -> str:
 def cells(row: dict[str, Any], steps: tuple[int, ...], percent: bool) -> list[str]:
     """The mean and its interval after each of `steps`, then the steps needed to reach each target."""
     unit, digits = (100, 1) if percent else (1, 3)
-    values = [f"{unit * row['mean'][k]:.{digits}f} ± {unit * row['ci95'][k]:.{digits}f}" for k in steps]
+
+    def cell(mean: float | None, ci95: float | None) -> str:
+        if mean is None:
+            return "diverged"
+        if ci95 is None or mean > 1000:
+            return f"{mean:.0e}"
+        return f"{unit * mean:.{digits}f} ± {unit * ci95:.{digits}f}"
+
+    values = [cell(row["mean"][k], row["ci95"][k]) for k in steps]
     last = len(row["mean"]) - 1
     return values + [f"> {last}" if count is None else str(count) for count in row["steps_to"].values()]
 

@@ -125,8 +125,8 @@ def warn_where_unsolved(info: ImplicitInfo, settings: Implicit) -> None:
         if not np.all(residual <= limit):
             # Without the number itself, so that Python shows it once and not at every step.
             warnings.warn(
-                f"Conjugate gradients left a residual above {limit:g} of the right-hand side (`info.diagnostics`), so the "
-                "implicit meta-gradient is inexact. Take more `max_solver_steps` or a larger `strength`; where the "
+                f"Conjugate gradients left a residual above {limit:g} of the right-hand side (`info.diagnostics`), so "
+                "the implicit meta-gradient is inexact. Take more `max_solver_steps` or a larger `strength`; where the "
                 "Hessian has an eigenvalue below -strength there is no minimum to differentiate.",
                 stacklevel=2,
             )
