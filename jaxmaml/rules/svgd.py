@@ -35,8 +35,11 @@ def svgd(step_size: float, repulsion: float = 1.0) -> InnerRule:
         number = leaves[0].shape[0]
         particles = _rows(leaves, number)
         slopes = number * _rows(jax.tree.leaves(grads), number)
-        apart = particles[:, None] - particles[None]
-        squares = jnp.sum(jnp.square(apart), -1)
+        # Distances by products: around their mean, so that close particles do not drown in rounding.
+        centred = particles - jnp.mean(particles, 0, keepdims=True)
+        products = centred @ centred.T
+        lengths = jnp.diagonal(products)
+        squares = jnp.maximum(lengths[:, None] + lengths[None] - 2.0 * products, 0.0)
         bandwidth = jax.lax.stop_gradient(jnp.median(squares)) / jnp.log(number + 1.0)
         bandwidth = jnp.maximum(bandwidth, 1e-8)  # Equal particles have no distance to measure by.
         kernel = jnp.exp(-squares / bandwidth)
