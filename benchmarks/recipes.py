@@ -53,6 +53,7 @@ class Recipe:
         norm = self.normalisation if self.normalisation in ("layer", "group") else "batch"
         return make(self.num_ways, self.num_filters, normalisation=norm, use_scale=self.algorithm == "maml_plus_plus")
 
+    @functools.cache  # noqa: B019  (functions are compiled by identity: the same at every call)
     def loss_fn(self) -> jaxmaml.LossFn:
         apply: Any = self.model().apply
         return jaxmaml.cross_entropy(jaxmaml.nn.inductive(apply) if self.normalisation == "support" else apply)
@@ -68,6 +69,7 @@ class Recipe:
         )
         return jaxmaml.tasks.with_support(sample) if self.normalisation == "support" else sample
 
+    @functools.cache  # noqa: B019
     def learner(self) -> jaxmaml.MetaLearner:
         schedule = self.outer_step_size
         if self.cosine:
