@@ -11,6 +11,8 @@ import pytest
 import jaxmaml
 from tests import problems
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 SGD = optax.sgd(0.1)
 PARAMS = {"theta": jnp.zeros(2)}
 CENTRES = jnp.ones((3, 2))

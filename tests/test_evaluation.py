@@ -12,6 +12,8 @@ import pytest
 import jaxmaml
 from tests import problems
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 
 def quadratic_learner(rate=0.5):
     learner = problems.maml(problems.quadratic_loss, optax.sgd(rate), num_inner_steps=1)

@@ -11,6 +11,8 @@ from flax import linen, nnx
 import jaxmaml
 from tests import problems
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 
 def raw():
     return problems.mlp_params(), problems.mlp
