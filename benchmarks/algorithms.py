@@ -140,7 +140,7 @@ def sinusoid(key: chex.PRNGKey) -> Family:
             num_inner_steps=16,
             strength=5.0,
             max_solver_steps=10,
-            outer_steps=5000,
+            outer_steps=10_000,
             recipe="16 steps of 0.01, clipped to 10, strength 5, 10 steps of conjugate gradients; "
             "the outer one clipped to 1",
         ),
