@@ -109,21 +109,27 @@ def run(name: str, config: Config, console: rich.console.Console) -> dict[str, A
     )
     clock = Clock(folder / "clock.json")
     step = clock.records[-1]["step"] if clock.records else 0
-    best = start
-    while step < recipe.outer_steps:
-        step = min(step + recipe.valid_every, recipe.outer_steps)
-        began = time.perf_counter()
+
+    def train(until: int) -> jaxmaml.MetaState:
+        """The best state by outer step `until`; goes on from the last checkpoint."""
         best, _ = jaxmaml.fit(
             learner,
             start,
             sample,
             keys["train"],
-            num_steps=step,
+            num_steps=until,
             num_tasks=recipe.num_tasks,
             checkpoints=checkpoints,
             validation=validation,
             metrics=jaxmaml.metrics.jsonl(folder / "metrics.jsonl"),
         )
+        return best
+
+    best = None
+    while step < recipe.outer_steps:
+        step = min(step + recipe.valid_every, recipe.outer_steps)
+        began = time.perf_counter()
+        best = train(step)
         seconds = time.perf_counter() - began
         record = {"step": step, "best_step": int(best.step)}
         if config.watch_test:
@@ -132,17 +138,8 @@ def run(name: str, config: Config, console: rich.console.Console) -> dict[str, A
         console.print(record)
         if config.budget is not None and clock.seconds > 60 * config.budget:
             break
-    if not clock.ran:  # Everything was done before: the best state comes from the last checkpoint.
-        best, _ = jaxmaml.fit(
-            learner,
-            start,
-            sample,
-            keys["train"],
-            num_steps=step,
-            num_tasks=recipe.num_tasks,
-            checkpoints=checkpoints,
-            validation=validation,
-        )
+    if best is None:  # Everything was done before.
+        best = train(step)
     result = {
         "benchmark": "reproduce",
         "protocol": PROTOCOL,
@@ -216,7 +213,7 @@ class Clock:
     """Seconds of training over all parts of a run, and what was found when."""
 
     def __init__(self, path: pathlib.Path):
-        self.path, self.ran = path, False
+        self.path = path
         self.records: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
 
     @property
@@ -224,7 +221,6 @@ class Clock:
         return self.records[-1]["seconds"] if self.records else 0.0
 
     def add(self, seconds: float, record: dict[str, Any]) -> None:
-        self.ran = True
         self.records.append({"seconds": self.seconds + seconds, **record})
         partial = self.path.with_suffix(".partial")
         partial.write_text(json.dumps(self.records))

@@ -121,7 +121,7 @@ class Axes(Execution, total=False):
 
 
 class Options(NamedTuple):
-    """`Axes`, completed by the defaults."""
+    """A learner's place on every axis: `Axes`, completed by the defaults; their meaning is told there."""
 
     chunk_size: int | str | None = "auto"
     query_chunk_size: int | None = None
@@ -194,6 +194,8 @@ def _check_estimator(derivative: Implicit | Evolution, options: Options) -> None
     checks.positive("strength", derivative.strength)
     checks.positive("tolerance", derivative.tolerance)
     checks.positive_int("max_solver_steps", derivative.max_solver_steps)
+    checks.number("damping", derivative.damping, at_least=0.0)
+    checks.number("shift", derivative.shift, at_least=0.0)
     for name in ("objective", "inner_batch_size", "per_step"):
         if getattr(options, name) is not None:
             raise ValueError(

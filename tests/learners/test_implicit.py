@@ -102,5 +102,7 @@ def test_what_implicit_derivatives_cannot_do():
         make(first_order_steps=3)
     with pytest.raises(ValueError, match="parameters to learn, which implicit"):
         make(inner=jaxmaml.rules.learned_rates()).init({"theta": jnp.ones(4)})
+    with pytest.raises(ValueError, match="`damping` must be a finite number >= 0"):
+        jaxmaml.imaml(loss_fn, optax.sgd(0.1), optax.sgd(0.1), num_inner_steps=1, damping=-1.0)
     with pytest.raises(ValueError, match="`strength` must be > 0"):
         jaxmaml.imaml(loss_fn, optax.sgd(0.1), optax.sgd(0.1), num_inner_steps=1, strength=0.0)
