@@ -70,7 +70,8 @@ class Recipe:
         return jaxmaml.tasks.with_support(sample) if self.normalisation == "support" else sample
 
     @functools.cache  # noqa: B019
-    def learner(self) -> jaxmaml.MetaLearner:
+    def learner(self, mesh: jax.sharding.Mesh | None = None) -> jaxmaml.MetaLearner:
+        """The algorithm; its tasks are split over `mesh`."""
         schedule = self.outer_step_size
         if self.cosine:
             schedule = optax.cosine_decay_schedule(self.outer_step_size, self.outer_steps, alpha=0.01)
@@ -78,7 +79,7 @@ class Recipe:
         if self.clip is not None:
             outer = optax.chain(optax.clip(self.clip), outer)
         loss_fn, inner = self.loss_fn(), optax.sgd(self.inner_step_size)
-        steps: dict[str, Any] = {"num_inner_steps": self.num_inner_steps}
+        steps: dict[str, Any] = {"num_inner_steps": self.num_inner_steps, "mesh": mesh}
         if self.algorithm == "reptile":
             outer = optax.sgd(optax.linear_schedule(1.0, 0.0, self.outer_steps))
             inner = optax.adam(self.inner_step_size, b1=0.0)

@@ -38,7 +38,7 @@ def environment() -> dict[str, Any]:
         **versions("jaxmaml", "jax", "jaxlib", "flax", "optax", "chex", "numpy"),
         "platform": jax.default_backend(),
         "device": device.device_kind,
-        "cpu_cores": os.cpu_count(),
+        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "machine": platform.machine(),
     }
 

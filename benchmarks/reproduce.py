@@ -47,6 +47,8 @@ class Config:
     """Go on from the last checkpoint."""
     dry_run: bool = False
     """Show the resolved recipe and the shapes of an outer step, and train nothing."""
+    mesh: bool = True
+    """Split the tasks of an outer step over all devices, or over all cores of a CPU."""
     watch_test: bool = True
     """Evaluate on the meta-test tasks at every validation too: for the curve alone, never to choose."""
 
@@ -80,7 +82,8 @@ def table() -> rich.table.Table:
 
 
 def run(name: str, config: Config, console: rich.console.Console) -> dict[str, Any] | None:
-    recipe, learner = config.fields, config.fields.learner()
+    recipe, mesh = config.fields, jaxmaml.task_mesh() if config.mesh else None
+    learner = recipe.learner(mesh)
     splits = load(recipe, config.data_dir)
     sample = recipe.sampler(splits.train, recipe.num_queries)
     start = recipe.init()

@@ -21,6 +21,8 @@ def maml_plus_plus(
     num_outer_steps: int,
     normalisation: Leaves,
     multi_step_steps: int | None = None,
+    transform: optax.GradientTransformation | None = None,
+    clip: float | None = None,
     **axes: Unpack[Axes],
 ) -> MetaLearner:
     r"""Learn an initialisation with everything that made MAML train well.
@@ -45,6 +47,8 @@ def maml_plus_plus(
         `lambda path: "BatchNorm" in path`; `None` for a model without. `init` copies each for every inner step.
         Normalise by the statistics of the batch at hand (`jaxmaml.nn.Conv4`): it has those of each step by itself.
       multi_step_steps: A tenth of `num_outer_steps` by default, as in the paper for Omniglot.
+      transform: What the inner gradient passes first, such as `jaxmaml.clip_by_global_norm(10.0)`.
+      clip: Outer gradients are clipped to it, entry by entry; 10 in the released code for mini-ImageNet.
       **axes: The other axes of the family: see `jaxmaml.Axes`. `first_order_steps` is half of `num_outer_steps` by
         default, as in the paper.
     Returns:
@@ -69,12 +73,16 @@ def maml_plus_plus(
     checks.positive_int("num_inner_steps", num_inner_steps)
     multi_step_steps = num_outer_steps // 10 if multi_step_steps is None else multi_step_steps
     checks.positive_int("multi_step_steps", multi_step_steps, at_least=0)
+    outer = optax.adam(optax.cosine_decay_schedule(outer_step_size, num_outer_steps, alpha=0.01))
+    if clip is not None:
+        checks.positive("clip", clip)
+        outer = optax.chain(optax.clip(clip), outer)
     weights = objectives.annealed(num_inner_steps, max(1, multi_step_steps))
     half: Axes = {"first_order_steps": num_outer_steps // 2}
     return make_learner(
         loss_fn,
-        learned_rates(inner_step_size, per="tensor", num_steps=num_inner_steps),
-        optax.adam(optax.cosine_decay_schedule(outer_step_size, num_outer_steps, alpha=0.01)),
+        learned_rates(inner_step_size, per="tensor", num_steps=num_inner_steps, transform=transform),
+        outer,
         num_inner_steps,
         fixed(
             {**half, **axes},

@@ -17,6 +17,7 @@ def meta_sgd(
     *,
     num_inner_steps: int,
     per: str = "parameter",
+    transform: optax.GradientTransformation | None = None,
     **axes: Unpack[Axes],
 ) -> MetaLearner:
     r"""Learn an initialisation and the step size of every parameter.
@@ -30,6 +31,7 @@ def meta_sgd(
       num_inner_steps: In training; >= 1.
       per: What has a rate of its own: each `"parameter"`, each `"tensor"`, or all together a `"scalar"`; see
         `jaxmaml.rules.learned_rates`, which also has rates for each step.
+      transform: What the inner gradient passes first, such as `jaxmaml.clip_by_global_norm(10.0)`.
       **axes: The other axes of the family: see `jaxmaml.Axes`.
     Returns:
       A `MetaLearner`, as `jaxmaml.maml` does.
@@ -47,5 +49,5 @@ def meta_sgd(
     References:
       Li et al., 2017, https://arxiv.org/abs/1707.09835
     """
-    rule = learned_rates(initial_rate, per=per, seed=axes.get("seed", 0))
+    rule = learned_rates(initial_rate, per=per, seed=axes.get("seed", 0), transform=transform)
     return make_learner(loss_fn, rule, outer_optimizer, num_inner_steps, axes)

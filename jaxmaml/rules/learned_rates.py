@@ -2,8 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from jaxmaml import checks
+from jaxmaml.rules.optax_rules import as_inner_rule
 from jaxmaml.types import InnerRule
 
 
@@ -13,6 +15,7 @@ def learned_rates(
     per: str = "parameter",
     num_steps: int | None = None,
     seed: int = 0,
+    transform: optax.GradientTransformation | None = None,
 ) -> InnerRule:
     r"""Build the rule `theta <- theta - alpha * grad` with `alpha` learned by the outer loop.
 
@@ -22,6 +25,8 @@ def learned_rates(
         and its bias), or all together a `"scalar"`. A rate may become negative.
       num_steps: Another rate for each of so many inner steps; later steps take the last. `None`: the same for all.
       seed: Of uniform draws.
+      transform: What the gradient passes first: `jaxmaml.clip_by_global_norm(10.0)` keeps learned rates from jumping
+        off on a rare steep task, and `optax.scale_by_adam(eps_root=1e-8)` makes the rates Adam's.
 
     Returns:
       An `InnerRule`; `state.rule_params` are the rates, of the leaves' shapes, `[]` or one `[]`, with `num_steps`
@@ -29,6 +34,7 @@ def learned_rates(
 
     Raises:
       ValueError: If `per` is unknown or a count < 1.
+      TypeError: If `transform` is no optax transformation.
 
     Example:
       >>> import jax.numpy as jnp, optax, jaxmaml
@@ -46,6 +52,9 @@ def learned_rates(
     low, high = initial if isinstance(initial, tuple) else (initial, initial)
     for value in (low, high):
         checks.number("initial", value)
+    transform = optax.identity() if transform is None else transform
+    checks.optimizer("transform", transform)
+    base = as_inner_rule(transform)
     steps = () if num_steps is None else (num_steps,)
 
     def init_params(params):
@@ -69,6 +78,7 @@ def learned_rates(
             rates = jax.tree.map(lambda rate: rate[index], rates)
         if per == "scalar":
             rates = jax.tree.map(lambda _: rates, grads)
-        return jax.tree.map(lambda rate, g: -rate.astype(g.dtype) * g, rates, grads), rule_state
+        passed, rule_state = base.update(grads, rule_state, params, (), step, **extra)
+        return jax.tree.map(lambda rate, g: -rate.astype(g.dtype) * g, rates, passed), rule_state
 
-    return InnerRule(init_params, lambda rates, params: (), update)
+    return InnerRule(init_params, lambda rates, params: base.init((), params), update)
