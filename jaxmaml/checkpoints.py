@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxmaml import checks
@@ -105,7 +106,7 @@ class Store:
         saved = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.StandardRestore(abstract)))["run"]
         if not jnp.array_equal(saved.key, run.key):
             raise ValueError(f"{where} drew its tasks from another `key`; pass the same, or another directory.")
-        return saved
+        return jax.tree.map(_placed_as, saved, run)
 
     def save(self, run: Run) -> None:
         args = ocp.args.Composite(run=ocp.args.StandardSave(run), made_by=ocp.args.JsonSave(self._made_by))
@@ -125,6 +126,11 @@ class Store:
                 f"{where} was made by another program: its arrays fit, but the algorithm, the loss, a step size or the "
                 "number of tasks differs. Take another directory, or Checkpoints(..., same_program=False) to go on."
             )
+
+
+def _placed_as(saved: jax.Array, ours: jax.Array) -> jax.Array:
+    """Orbax ties what it restores to a device; where ours is tied to none, a learner with a mesh may move it."""
+    return saved if ours.committed else jnp.asarray(np.asarray(saved))
 
 
 def check(settings: Any) -> None:
