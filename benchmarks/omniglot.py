@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 import jaxmaml
-from benchmarks import algorithms
+from benchmarks import families
 from benchmarks.problem import Problem, Setting, Start, train
 
 NUM_WAYS = 5
@@ -99,7 +99,7 @@ def make(key: chex.PRNGKey, outer_steps: int | None, data_dir: pathlib.Path | No
             "cross-entropy, 1 query a class, 32 tasks, Adam 1e-3",
             "oracle": "none exists",
         },
-        family=lambda key: algorithms.omniglot(key, _episodes(splits.train, num_queries=1), NUM_WAYS),
+        family=lambda key: families.omniglot(key, _episodes(splits.train, num_queries=1), NUM_WAYS),
     )
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 import jaxmaml
-from benchmarks import algorithms
+from benchmarks import families
 from benchmarks.problem import Problem, Setting, Start, train
 
 STEP_SIZE = 0.01
@@ -76,7 +76,7 @@ def make(key: chex.PRNGKey, outer_steps: int | None) -> Problem:
             "queries": "100 points a task",
             "joint_training_bound": "no initialisation without adaptation is below 3.006",
         },
-        family=algorithms.sinusoid,
+        family=families.sinusoid,
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxmaml
-from benchmarks import algorithms, omniglot, reporting, step_counts
+from benchmarks import families, omniglot, reporting, step_counts
 from benchmarks.problem import FineTuning
 from tests import family, problems
 
@@ -64,7 +64,7 @@ def test_a_small_run_of_algorithms(task, names, tmp_path, capsys, monkeypatch, q
 
 
 def test_every_factory_has_its_row():
-    rows = set(algorithms.sinusoid(jax.random.key(0)).algorithms) | {"proto_maml"}
+    rows = set(families.sinusoid(jax.random.key(0)).algorithms) | {"proto_maml"}
     assert rows >= set(family.FACTORIES)
 
 

@@ -1,5 +1,6 @@
 """Layers that stay fast under the task axis, and the paper's models."""
 
+from jaxmaml.nn.averages import average_statistics as average_statistics
 from jaxmaml.nn.conv import conv_general_dilated as conv_general_dilated
 from jaxmaml.nn.layers import BatchNorm as BatchNorm
 from jaxmaml.nn.layers import batch_norm as batch_norm

@@ -1,8 +1,12 @@
 """Layers and the paper's models."""
 
+import functools
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen
 from jax import lax
@@ -185,6 +189,28 @@ def test_a_task_with_its_support():
     assert jax.tree.leaves(sample)  # Its images are passed to a compiled function, and not compiled in.
     with pytest.raises(TypeError, match=r"must be \(inputs, targets\)"):
         jaxmaml.tasks.with_support(lambda key: jaxmaml.Task(jnp.ones(2), jnp.ones(2)))(jax.random.key(0))
+
+
+def test_average_statistics_are_those_of_all_queries(quick_compiles):
+    """Where nothing adapts, the first block's are the moments of all tasks' queries as one batch."""
+    model, params = conv4()
+    images = np.random.default_rng(0).integers(0, 255, (6, 5, 28, 28, 1), np.uint8)
+    sample = jaxmaml.tasks.image_episodes(images, num_ways=3, num_shots=1, num_queries=2)
+    learner = jaxmaml.maml(jaxmaml.cross_entropy(model.apply), optax.sgd(0.0), optax.adam(1e-3), num_inner_steps=1)
+    key = jax.random.key(3)
+    average = functools.partial(jaxmaml.nn.average_statistics, model.apply, num_tasks=4)
+    statistics = average(learner, learner.init(params), sample, key)
+    queries = jnp.concatenate([sample(k).query.inputs for k in jax.random.split(key, 4)])
+    _, written = model.apply(params, queries, mutable=["batch_stats"])
+    expected = written["batch_stats"]["BatchNorm_0"]
+    chex.assert_trees_all_close(statistics["batch_stats"]["BatchNorm_0"], expected, rtol=1e-4, atol=1e-5)
+    assert jax.tree.structure(statistics["batch_stats"]) == jax.tree.structure(written["batch_stats"])
+    mlp = jaxmaml.nn.MLP()
+    plain = jaxmaml.maml(jaxmaml.mean_squared_error(mlp.apply), optax.sgd(0.0), optax.adam(1e-3), num_inner_steps=1)
+    with pytest.raises(ValueError, match='must write to "batch_stats"'):
+        jaxmaml.nn.average_statistics(
+            mlp.apply, plain, plain.init(mlp.init(key, jnp.ones((1, 1)))), jaxmaml.tasks.sinusoid(), key
+        )
 
 
 def test_extra_parts_change_nothing_at_first(quick_compiles):
