@@ -43,9 +43,9 @@ def test_a_small_run(task, tmp_path, capsys, monkeypatch, quick_compiles):
 def test_a_small_run_of_algorithms(task, names, tmp_path, capsys, monkeypatch, quick_compiles):
     small = {"num_classes": (8, 6, 6), "images_per_class": 17}
     monkeypatch.setattr(jaxmaml.tasks.strokes, "load", lambda load=jaxmaml.tasks.strokes.load: load(**small))
-    family = algorithms.Family
+    family = families.Family
     monkeypatch.setattr(
-        algorithms, "Family", lambda *args, **options: family(*args, **{**options, "steps_per_dispatch": 10})
+        families, "Family", lambda *args, **options: family(*args, **{**options, "steps_per_dispatch": 10})
     )
     options = {"output_dir": tmp_path, "outer_steps": 2, "num_tasks": 4, "num_steps": 2}
     result = step_counts.main(step_counts.Config(task=task, algorithms=names, **options))
