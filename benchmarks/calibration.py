@@ -77,12 +77,18 @@ def measure(config: Config, shots: int, console: Console) -> tuple[dict[str, dic
     particles = jax.vmap(lambda key: jax.tree.map(lambda p: 30 * p, model.init(key, jnp.zeros((1, 1)))))(keys)
     one = jax.tree.map(lambda leaf: leaf[:1], particles)
     outer = optax.chain(optax.clip_by_global_norm(10.0), optax.adam(1e-3))
+
+    def descent(number: int) -> optax.GradientTransformation:
+        """0.01 for each of `number` models, whose mean loss has that much smaller gradients."""
+        clip = jaxmaml.clip_by_global_norm(10.0 * number**0.5)
+        return optax.chain(optax.scale(number), clip, optax.sgd(0.01))
+
     options: dict[str, Any] = {"num_inner_steps": 5}
     learners = {
-        "MAML": (jaxmaml.maml(jaxmaml.ensemble(loss_fn), optax.sgd(0.01), outer, **options), one),
+        "MAML": (jaxmaml.maml(jaxmaml.ensemble(loss_fn), descent(1), outer, **options), one),
         # The mean loss of particles that do not see each other: as many initialisations, each trained alone.
         "ensemble of MAML": (
-            jaxmaml.maml(jaxmaml.ensemble(loss_fn), optax.sgd(0.01 * config.num_particles), outer, **options),
+            jaxmaml.maml(jaxmaml.ensemble(loss_fn), descent(config.num_particles), outer, **options),
             particles,
         ),
         "Bayesian MAML": (jaxmaml.bayesian_maml(loss_fn, 0.05, outer, repulsion=0.2, **options), particles),

@@ -7,6 +7,7 @@ from jaxmaml import rules as rules
 from jaxmaml import starts as starts
 from jaxmaml import tasks as tasks
 from jaxmaml.checkpoints import Checkpoints as Checkpoints
+from jaxmaml.checkpoints import restore as restore
 from jaxmaml.evaluation import Curve as Curve
 from jaxmaml.evaluation import Evaluation as Evaluation
 from jaxmaml.evaluation import evaluate as evaluate

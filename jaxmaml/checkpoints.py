@@ -100,32 +100,74 @@ class Store:
         if step is None or step <= int(run.state.step):
             return run
         where = f"The checkpoint of step {step} in {self._settings.directory}"
-        made_by = self._manager.restore(step, args=ocp.args.Composite(made_by=ocp.args.JsonRestore()))["made_by"]
-        self._check(where, made_by)
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, run)
-        saved = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.StandardRestore(abstract)))["run"]
-        if not jnp.array_equal(saved.key, run.key):
-            raise ValueError(f"{where} drew its tasks from another `key`; pass the same, or another directory.")
-        return jax.tree.map(_placed_as, saved, run)
-
-    def save(self, run: Run) -> None:
-        args = ocp.args.Composite(run=ocp.args.StandardSave(run), made_by=ocp.args.JsonSave(self._made_by))
-        self._manager.save(int(run.state.step), args=args)
-
-    def _check(self, where: str, made_by: dict[str, Any]) -> None:
-        theirs, ours = made_by["arrays"], self._made_by["arrays"]
-        for path in [*theirs, *ours]:
-            if theirs.get(path) != ours.get(path):
-                raise ValueError(
-                    f"{where} is of another model, algorithm or optimizer: it has {theirs.get(path, 'nothing')} at "
-                    f"{path}, and this learner {ours.get(path, 'nothing')}."
-                )
+        made_by = _made_by(self._manager, step)
+        _check_arrays(where, made_by["arrays"], self._made_by["arrays"])
         same_jax = made_by["jax"] == self._made_by["jax"]
         if self._settings.same_program and same_jax and made_by["program"] != self._made_by["program"]:
             raise ValueError(
                 f"{where} was made by another program: its arrays fit, but the algorithm, the loss, a step size or the "
                 "number of tasks differs. Take another directory, or Checkpoints(..., same_program=False) to go on."
             )
+        saved = _restored(self._manager, step, run)
+        if not jnp.array_equal(saved.key, run.key):
+            raise ValueError(f"{where} drew its tasks from another `key`; pass the same, or another directory.")
+        return saved
+
+    def save(self, run: Run) -> None:
+        args = ocp.args.Composite(run=ocp.args.StandardSave(run), made_by=ocp.args.JsonSave(self._made_by))
+        self._manager.save(int(run.state.step), args=args)
+
+
+def restore(directory: str | pathlib.Path, state: MetaState, *, best: bool = True) -> MetaState:
+    """Read the state that a run of `fit` saved: to evaluate it, or to start another run from it.
+
+    Args:
+      directory: That of the run's `Checkpoints`.
+      state: Any state of the same structure, such as `learner.init(params)`.
+      best: The one that validated best, where there was validation; `False` for the last.
+    Returns:
+      The `MetaState` in the latest checkpoint.
+    Raises:
+      FileNotFoundError: If there is no checkpoint.
+      ValueError: If its arrays are not those of `state`.
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, tempfile, jaxmaml
+      >>> model = jaxmaml.nn.MLP()
+      >>> learner = jaxmaml.maml(
+      ...     jaxmaml.mean_squared_error(model.apply), optax.sgd(0.01), optax.adam(1e-3), num_inner_steps=1)
+      >>> start = learner.init(model.init(jax.random.key(0), jnp.ones((1, 1))))
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     state, _ = jaxmaml.fit(
+      ...         learner, start, jaxmaml.tasks.sinusoid(), jax.random.key(1), num_steps=10, num_tasks=4,
+      ...         progress=False, checkpoints=jaxmaml.Checkpoints(folder))
+      ...     restored = jaxmaml.restore(folder, start)
+      >>> int(restored.step)
+      10
+    """
+    checks.state(state)
+    folder = pathlib.Path(directory).absolute()
+    handlers = {"run": ocp.StandardCheckpointHandler(), "made_by": ocp.JsonCheckpointHandler()}
+    steps = folder.is_dir() and ocp.utils.checkpoint_steps(folder)
+    if not steps:
+        raise FileNotFoundError(f"There is no checkpoint in {folder}.")
+    with ocp.CheckpointManager(folder, item_handlers=handlers) as manager:
+        step = max(steps)
+        _check_arrays(
+            f"The checkpoint of step {step} in {directory}", _made_by(manager, step)["arrays"], _arrays(state)
+        )
+        key = manager.item_metadata(step)["run"].tree["key"]
+        run = _restored(manager, step, start_of(state, jnp.zeros(key.shape, key.dtype)))
+    return run.best if best and run.score > -jnp.inf else run.state
+
+
+def _made_by(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+    return manager.restore(step, args=ocp.args.Composite(made_by=ocp.args.JsonRestore()))["made_by"]
+
+
+def _restored(manager: ocp.CheckpointManager, step: int, like: Run) -> Run:
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    saved = manager.restore(step, args=ocp.args.Composite(run=ocp.args.StandardRestore(abstract)))["run"]
+    return jax.tree.map(_placed_as, saved, like)
 
 
 def _placed_as(saved: jax.Array, ours: jax.Array) -> jax.Array:
@@ -141,6 +183,15 @@ def check(settings: Any) -> None:
         raise TypeError(f"`directory` must be a path, got {settings.directory!r}.")
     checks.positive_int("every", settings.every)
     checks.positive_int("keep", settings.keep)
+
+
+def _check_arrays(where: str, theirs: dict[str, str], ours: dict[str, str]) -> None:
+    for path in [*theirs, *ours]:
+        if theirs.get(path) != ours.get(path):
+            raise ValueError(
+                f"{where} is of another model, algorithm or optimizer: it has {theirs.get(path, 'nothing')} at {path}, "
+                f"and this learner {ours.get(path, 'nothing')}."
+            )
 
 
 def _arrays(state: MetaState) -> dict[str, str]:

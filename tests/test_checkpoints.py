@@ -46,6 +46,17 @@ def test_a_resumed_run_gives_the_same_bits(learner, tmp_path):
     assert [path.name for path in (tmp_path / "run").iterdir() if path.is_dir()] == ["8"]
 
 
+def test_a_saved_state_is_restored(learner, tmp_path):
+    start = learner.init(problems.mlp_params())
+    with pytest.raises(FileNotFoundError, match="There is no checkpoint in"):
+        jaxmaml.restore(tmp_path / "nothing", start)
+    assert not (tmp_path / "nothing").exists()
+    last, _ = fit(learner, 4, checkpoints=jaxmaml.Checkpoints(tmp_path / "run", every=2))
+    chex.assert_trees_all_equal(jaxmaml.restore(tmp_path / "run", start), last)
+    with pytest.raises(ValueError, match="is of another model, algorithm or optimizer"):
+        jaxmaml.restore(tmp_path / "run", learner.init({"other": jnp.ones(3)}))
+
+
 def test_raw_keys_are_kept_too(learner, tmp_path):
     saved = jaxmaml.Checkpoints(tmp_path, every=2)
     raw = jax.random.PRNGKey(3)
@@ -183,6 +194,8 @@ def test_best_state_and_patience_survive_a_stop(learner, tmp_path):
     state, history = fit(worse, 100, **options)
     assert int(state.step) == 2
     assert len(history.query_loss) == 4
+    assert int(jaxmaml.restore(tmp_path, state).step) == 2
+    assert int(jaxmaml.restore(tmp_path, state, best=False).step) == 8
 
 
 def test_tensorboard_gets_scalars(learner, tmp_path):
