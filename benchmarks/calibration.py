@@ -41,8 +41,8 @@ class Config:
     """
 
     shots: tuple[int, ...] = (2, 5)
-    num_particles: int = 10
-    outer_steps: int = 15_000
+    num_particles: int = 5
+    outer_steps: int = 6000
     num_tasks: int = 600
     seed: int = 0
     output_dir: pathlib.Path = pathlib.Path("results")

@@ -29,7 +29,8 @@ def sinusoid(key: chex.PRNGKey) -> Family:
     adam = optax.chain(optax.clip_by_global_norm(10.0), optax.adam(1e-3))
     sgd = optax.chain(clipped, optax.sgd(0.01))
     context, warp = jaxmaml.nn.MLP(num_context=5), jaxmaml.nn.MLP(warp=True)
-    particles = jax.vmap(lambda key: model.init(key, x))(jax.random.split(key, 10))
+    # Widely different particles: the paper's initialisation, 0.01 wide, would be one of them many times.
+    wide = jax.tree.map(lambda leaf: 30.0 * leaf, jax.vmap(lambda key: model.init(key, x))(jax.random.split(key, 10)))
 
     def mixture(params, inputs):
         return jnp.mean(jnp.asarray(jax.vmap(model.apply, in_axes=(0, None))(params, inputs)), axis=0)
@@ -78,13 +79,13 @@ def sinusoid(key: chex.PRNGKey) -> Family:
         ),
         "imaml": of(
             jaxmaml.imaml,
-            sgd,
+            optax.adam(0.01),  # Of any length of gradient: nothing in an implicit gradient keeps curvature small.
             optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3)),
-            num_inner_steps=16,
-            strength=5.0,
+            num_inner_steps=32,
+            strength=20.0,
             max_solver_steps=10,
             outer_steps=10_000,
-            recipe="16 steps of 0.01, strength 5, 10 steps of conjugate gradients; outer gradients clipped to 1",
+            recipe="32 steps of Adam, 0.01, strength 20, 10 steps of conjugate gradients; outer gradients clipped to 1",
         ),
         "cavia": of(
             jaxmaml.cavia,
@@ -110,13 +111,13 @@ def sinusoid(key: chex.PRNGKey) -> Family:
         "es_maml": of(jaxmaml.es_maml, sgd, adam, std=0.03, recipe=f"{five}, 8 pairs a task, std 0.03"),
         "bayesian_maml": of(
             jaxmaml.bayesian_maml,
-            0.1,
+            0.05,
             adam,
-            params=particles,
+            params=wide,
             judge=blind(mixture),
             repulsion=0.1,
-            outer_steps=6000,
-            recipe="10 particles, 5 SVGD steps of 0.1, repulsion 0.1, leader 1 step; judged by their mean",
+            outer_steps=4000,
+            recipe="10 particles, 5 SVGD steps of 0.05, repulsion 0.1, leader 1 step; judged by their mean",
         ),
         "joint_training": of(jaxmaml.joint_training, sgd, adam, recipe="fine-tuned by steps of 0.01"),
         "linear_probe": of(
@@ -131,7 +132,7 @@ def sinusoid(key: chex.PRNGKey) -> Family:
         ),
     }
     # New tasks have 5 points, and so have those of training: what learns its rates on more takes longer steps.
-    return Family(algorithms, jaxmaml.tasks.sinusoid(5, 10), num_tasks=25, outer_steps=30_000, steps_per_dispatch=1000)
+    return Family(algorithms, jaxmaml.tasks.sinusoid(5, 10), num_tasks=25, outer_steps=15_000, steps_per_dispatch=1000)
 
 
 def omniglot(key: chex.PRNGKey, sample: Sampler, num_ways: int) -> Family:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 import jaxmaml
 from benchmarks import families
-from benchmarks.problem import Problem, Setting, Start, train
+from benchmarks.problem import Problem, Setting, Start, all_classes, train
 
 NUM_WAYS = 5
 STEP_SIZE = 2.0  # On the mean cross-entropy: the paper's 0.4 on a sum over 5 ways.
@@ -53,7 +53,7 @@ def make(key: chex.PRNGKey, outer_steps: int | None, data_dir: pathlib.Path | No
             "joint training",
             jaxmaml.cross_entropy(classifier.apply),
             classifier.init(joint_key, jnp.zeros((1, 28, 28, 1))),
-            jax.tree_util.Partial(_all_classes, jnp.asarray(splits.train.images)),
+            jax.tree_util.Partial(functools.partial(all_classes, JOINT_BATCH, True), jnp.asarray(splits.train.images)),
             joint_key,
             step_size=0.0,
             derivative="first_order",
@@ -107,15 +107,3 @@ def _episodes(classes: jaxmaml.tasks.ImageClasses, num_queries: int):
     return jaxmaml.tasks.image_episodes(
         classes.images, num_ways=NUM_WAYS, num_shots=1, num_queries=num_queries, rotate=True
     )
-
-
-def _all_classes(images: jax.Array, key: chex.PRNGKey) -> jaxmaml.Task:
-    """A batch of turned training characters with their own labels, as the query of a task that adapts nothing."""
-    class_key, image_key, turn_key = jax.random.split(key, 3)
-    classes = jax.random.randint(class_key, (JOINT_BATCH,), 0, images.shape[0])
-    chosen = images[classes, jax.random.randint(image_key, (JOINT_BATCH,), 0, images.shape[1])]
-    turns = jax.random.randint(turn_key, (JOINT_BATCH,), 0, 4)
-    turned = jnp.stack([jnp.rot90(chosen, turn, axes=(1, 2)) for turn in range(4)])
-    inputs = turned[turns, jnp.arange(JOINT_BATCH)].astype(jnp.float32) / 255.0
-    batch = jaxmaml.Batch(inputs, 4 * classes + turns)
-    return jaxmaml.Task(support=jax.tree.map(lambda leaf: leaf[:1], batch), query=batch)

@@ -64,7 +64,8 @@ class Problem:
       starts: Makes each start in turn.
       chunk_size: Tasks evaluated at once.
       protocol: Everything that a reader needs to know to judge the numbers.
-      family: `key -> Family`, the algorithms on this problem.
+      family: `key -> Family`, the algorithms on this problem, where they are compared.
+      valid_tasks: At most so many validation tasks for each candidate step size; by default as many as new tasks.
     """
 
     title: str
@@ -77,7 +78,8 @@ class Problem:
     starts: tuple[Callable[[], Start], ...]
     chunk_size: int
     protocol: dict[str, Any]
-    family: Callable[[chex.PRNGKey], Family]
+    family: Callable[[chex.PRNGKey], Family] | None = None
+    valid_tasks: int | None = None
 
 
 def train(
@@ -120,13 +122,29 @@ def train(
     return jax.block_until_ready(state.params), time.perf_counter() - began
 
 
+def all_classes(number: int, rotate: bool, images: jax.Array, key: chex.PRNGKey) -> jaxmaml.Task:
+    """A batch of training images with their own labels, as the query of a task that adapts nothing: joint training.
+
+    With `rotate` each is turned by a random multiple of 90 degrees, and a turned class is another one.
+    """
+    class_key, image_key, turn_key = jax.random.split(key, 3)
+    classes = jax.random.randint(class_key, (number,), 0, images.shape[0])
+    chosen = images[classes, jax.random.randint(image_key, (number,), 0, images.shape[1])]
+    if rotate:
+        turns = jax.random.randint(turn_key, (number,), 0, 4)
+        turned = jnp.stack([jnp.rot90(chosen, turn, axes=(1, 2)) for turn in range(4)])
+        chosen, classes = turned[turns, jnp.arange(number)], 4 * classes + turns
+    batch = jaxmaml.Batch(chosen.astype(jnp.float32) / 255.0, classes)
+    return jaxmaml.Task(support=jax.tree.map(lambda leaf: leaf[:1], batch), query=batch)
+
+
 class FineTuning:
     """Gradient descent from any parameters at any step size, compiled once for all of them.
 
     The first step has length `step_size`, those after it `later` times that.
     """
 
-    def __init__(self, loss_fn: jaxmaml.LossFn, *, num_inner_steps: int, num_tasks: int, chunk_size: int):
+    def __init__(self, loss_fn: jaxmaml.LossFn, *, num_inner_steps: int, chunk_size: int):
         rule = jaxmaml.InnerRule(
             init_params=lambda params: jnp.zeros(2),
             init=lambda step_sizes, params: (),
@@ -141,13 +159,12 @@ class FineTuning:
             self._learner,
             loss_fn,
             num_inner_steps=num_inner_steps,
-            num_tasks=num_tasks,
             chunk_size=chunk_size,
         )
 
     def __call__(
-        self, params: Any, step_size: float, sample: Sampler, key: chex.PRNGKey, later: float = 1.0
+        self, params: Any, step_size: float, sample: Sampler, key: chex.PRNGKey, num_tasks: int, later: float = 1.0
     ) -> jaxmaml.Evaluation:
         step_sizes = jnp.array([step_size, later * step_size], jnp.float32)
         state = self._learner.init(params)._replace(rule_params=step_sizes)
-        return jax.device_get(self._evaluate(state, sample, key))
+        return jax.device_get(self._evaluate(state, sample, key, num_tasks=num_tasks))

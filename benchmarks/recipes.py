@@ -47,11 +47,20 @@ class Recipe:
     paper_ci95: float | None = None
     paper: str = ""
 
-    def model(self) -> jaxmaml.nn.Conv4:
-        """Conv-4 in the data set's form."""
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return (28, 28, 1) if self.dataset == "omniglot" else (84, 84, 3)
+
+    def model(self, num_classes: int | None = None) -> jaxmaml.nn.Conv4:
+        """Conv-4 in the data set's form, for a number of ways by default."""
         make = jaxmaml.nn.Conv4.omniglot if self.dataset == "omniglot" else jaxmaml.nn.Conv4.mini_imagenet
         norm = self.normalisation if self.normalisation in ("layer", "group") else "batch"
-        return make(self.num_ways, self.num_filters, normalisation=norm, use_scale=self.algorithm == "maml_plus_plus")
+        return make(
+            num_classes or self.num_ways,
+            self.num_filters,
+            normalisation=norm,
+            use_scale=self.algorithm == "maml_plus_plus",
+        )
 
     @functools.cache  # noqa: B019  (functions are compiled by identity: the same at every call)
     def loss_fn(self) -> jaxmaml.LossFn:
@@ -102,8 +111,7 @@ class Recipe:
         return getattr(jaxmaml, self.algorithm)(loss_fn, inner, outer, **steps)
 
     def init(self) -> jaxmaml.MetaState:
-        size = (28, 28, 1) if self.dataset == "omniglot" else (84, 84, 3)
-        params = self.model().init(jax.random.key(self.seed), jax.numpy.zeros((1, *size)))
+        params = self.model().init(jax.random.key(self.seed), jax.numpy.zeros((1, *self.image_shape)))
         return self.learner().init(params)
 
 

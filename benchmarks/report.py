@@ -30,6 +30,8 @@ EVALUATION = (
     "test_tasks",
 )
 
+PICTURE = "reproduce.png"
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -40,16 +42,19 @@ class Config:
 
 
 def main(config: Config) -> None:
-    results = [json.loads(path.read_text()) for path in sorted(config.results_dir.glob("reproduce_*.json"))]
+    results = read(config.results_dir)
+    figure(results, config.results_dir / PICTURE)
+    config.output.write_text(page(results))
+    print(f"wrote {config.output}")
+
+
+def read(results_dir: pathlib.Path) -> list[dict[str, Any]]:
+    results = [json.loads(path.read_text()) for path in sorted(results_dir.glob("reproduce_*.json"))]
     if not results:
-        raise SystemExit(f"No reproduce_*.json in {config.results_dir}; run benchmarks.reproduce first.")
+        raise SystemExit(f"No reproduce_*.json in {results_dir}; run benchmarks.reproduce first.")
     for result in results:
         refuse_mismatch(result)
-    picture = config.results_dir / "reproduce.png"
-    figure(results, picture)
-    link = pathlib.Path("results") / picture.name
-    config.output.write_text(page(results, link.as_posix()))
-    print(f"wrote {config.output}")
+    return results
 
 
 def refuse_mismatch(result: dict[str, Any]) -> None:
@@ -67,7 +72,7 @@ def refuse_mismatch(result: dict[str, Any]) -> None:
         raise SystemExit(f"{name} was evaluated with {what}, which is not the row of the paper.")
 
 
-def page(results: list[dict[str, Any]], picture: str) -> str:
+def page(results: list[dict[str, Any]]) -> str:
     lines = [
         "# The papers' numbers, reproduced",
         "",
@@ -97,7 +102,8 @@ def page(results: list[dict[str, Any]], picture: str) -> str:
             )
             + " |"
         )
-    lines += ["", f"![Accuracy during training and against inner steps]({picture})", "", "Commands:", ""]
+    lines += ["", f"![Accuracy during training and against inner steps](results/{PICTURE})", ""]
+    lines += ["Commands; their arguments are what differs from the paper's recipe:", ""]
     return "\n".join([*lines, *(f"    {result['command']}" for result in results), ""])
 
 

@@ -2,6 +2,7 @@
 
     python -m benchmarks.step_counts                                        # sinusoids, no data needed
     python -m benchmarks.step_counts --task omniglot --data-dir DATA_DIR    # the real characters
+    python -m benchmarks.step_counts --run RUN --data-dir DATA_DIR          # from a reproduced paper's row
     python -m benchmarks.step_counts --algorithms all                       # every algorithm, each by its own rule
 
 Trains each start, adapts each to the same new tasks by gradient descent, and reports the mean over tasks
@@ -14,14 +15,14 @@ import pathlib
 from typing import Any, Literal
 
 import jax
-import matplotlib
 import numpy as np
 import rich.console
 import rich.table
 import tyro
 
 import jaxmaml
-from benchmarks import algorithms, omniglot, reporting, sinusoid
+from benchmarks import algorithms, omniglot, reporting, sinusoid, trained_run
+from benchmarks.curves import draw
 from benchmarks.problem import FineTuning, Problem, Setting, Start
 from jaxmaml import checks
 
@@ -33,7 +34,10 @@ class Config:
     task: Literal["sinusoid", "omniglot"] = "sinusoid"
     """Family of tasks. Omniglot without a data directory means procedural characters."""
     data_dir: pathlib.Path | None = None
-    """Folder with Omniglot's images_background.zip and images_evaluation.zip."""
+    """Folder with Omniglot's images_background.zip and images_evaluation.zip; with `run`, of that run's data."""
+    run: pathlib.Path | None = None
+    """Folder of a run of `benchmarks.reproduce` with MAML: compare its best state with joint training and a random
+    start on its tasks, instead of `task`."""
     output_dir: pathlib.Path = pathlib.Path("results")
     """Where the JSON file and the figure go."""
     seed: int = 0
@@ -60,7 +64,7 @@ def main(config: Config) -> dict[str, Any]:
     result = {
         "benchmark": "step_counts",
         "command": reporting.command_line("benchmarks.step_counts"),
-        "config": {name: value for name, value in dataclasses.asdict(config).items() if not name.endswith("_dir")},
+        "config": plain(config),
         "environment": reporting.environment(),
         "metric": problem.metric_name,
         "protocol": problem.protocol,
@@ -74,7 +78,6 @@ def main(config: Config) -> dict[str, Any]:
         start.loss_fn: FineTuning(
             start.loss_fn,
             num_inner_steps=config.num_steps,
-            num_tasks=config.num_tasks,
             chunk_size=problem.chunk_size,
         )
         for start in starts
@@ -83,17 +86,26 @@ def main(config: Config) -> dict[str, Any]:
         rows = {}
         for start in starts:
             with console.status(f"{setting.name}: fine-tuning from {start.name}"):
-                rows[start.name] = measure(problem, setting, start, fine_tuning[start.loss_fn], valid_key, test_key)
+                descend = fine_tuning[start.loss_fn]
+                rows[start.name] = measure(problem, setting, start, descend, valid_key, test_key, config.num_tasks)
         result["settings"][setting.name] = rows
         console.print(make_table(problem, setting.name, rows, config))
-    path = config.output_dir / f"step_counts_{config.task}.json"
+    path = config.output_dir / f"step_counts_{config.run.name if config.run else config.task}.json"
     reporting.write_json(path, result)
     draw(problem, result["settings"], path.with_suffix(".png"))
     return result
 
 
+def plain(config: Config) -> dict[str, Any]:
+    """The configuration for a result file, without the reader's own paths."""
+    fields = dataclasses.asdict(config) | {"run": config.run.name if config.run else None}
+    return {name: value for name, value in fields.items() if not name.endswith("_dir")}
+
+
 def compare_algorithms(config: Config, problem: Problem, train_key, test_key, console) -> dict[str, Any]:
     """Train each algorithm, and adapt by its own rule to the new tasks of the problem's main setting."""
+    if problem.family is None:
+        raise SystemExit("--algorithms is for a --task; a run has the one that it was of.")
     family = problem.family(train_key)
     names = tuple(family.algorithms) if "all" in config.algorithms else config.algorithms
     unknown = set(names) - set(family.algorithms)
@@ -103,7 +115,7 @@ def compare_algorithms(config: Config, problem: Problem, train_key, test_key, co
     result = {
         "benchmark": "step_counts of algorithms",
         "command": reporting.command_line("benchmarks.step_counts"),
-        "config": {name: value for name, value in dataclasses.asdict(config).items() if not name.endswith("_dir")},
+        "config": plain(config),
         "environment": reporting.environment(),
         "metric": problem.metric_name,
         "protocol": {name: text for name, text in problem.protocol.items() if name in ("family", "data", "queries")}
@@ -137,13 +149,15 @@ def make_problem(config: Config, key) -> Problem:
     checks.positive_int("num_steps", config.num_steps)
     if config.outer_steps is not None:
         checks.positive_int("outer_steps", config.outer_steps)
+    if config.run is not None:
+        return trained_run.make(key, config.run, config.outer_steps, config.data_dir)
     if config.task == "sinusoid":
         return sinusoid.make(key, config.outer_steps)
     return omniglot.make(key, config.outer_steps, config.data_dir)
 
 
 def measure(
-    problem: Problem, setting: Setting, start: Start, fine_tuning: FineTuning, valid_key, test_key
+    problem: Problem, setting: Setting, start: Start, fine_tuning: FineTuning, valid_key, test_key, num_tasks: int
 ) -> dict[str, Any]:
     """Adapt to the test tasks, with the step sizes among the start's candidates that validation tasks like best."""
     if start.step_size is None:
@@ -153,7 +167,9 @@ def measure(
 
     def validation_score(candidate: tuple[float, float]) -> float:
         size, later = candidate
-        return _score(problem, curve(problem, fine_tuning(start.params, size, setting.valid, valid_key, later)).mean)
+        number = min(num_tasks, problem.valid_tasks or num_tasks)
+        judged = fine_tuning(start.params, size, setting.valid, valid_key, number, later)
+        return _score(problem, curve(problem, judged).mean)
 
     size, later = min(candidates, key=validation_score) if len(candidates) > 1 else candidates[0]
     row: dict[str, Any] = {
@@ -162,7 +178,7 @@ def measure(
     }
     if later != 1.0:  # From validation tasks in any case.
         row["later_step_size"] = later * size
-    evaluation = fine_tuning(start.params, size, setting.test, test_key, later)
+    evaluation = fine_tuning(start.params, size, setting.test, test_key, num_tasks, later)
     return row | judged(problem, evaluation)
 
 
@@ -210,47 +226,6 @@ def make_table(problem: Problem, setting: str, rows: dict[str, Any], config: Con
     for name, row in rows.items():
         table.add_row(name, *(cell(row) for cell in first.values()), *reporting.cells(row, shown, percent))
     return table
-
-
-def draw(problem: Problem, settings: dict[str, Any], path: pathlib.Path) -> None:
-    """One panel a setting: the metric against gradient steps, with confidence bands."""
-    matplotlib.use("agg")
-    from matplotlib import pyplot as plt
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
-
-    many = max(len(rows) for rows in settings.values()) > 8
-    size = (8.5, 5.2) if many else (4.4 * len(settings), 5.8)
-    figure, panels = plt.subplots(1, len(settings), figsize=size, sharey=True, squeeze=False, layout="constrained")
-    for panel, (setting, rows) in zip(panels[0], settings.items(), strict=True):
-        panel.set_prop_cycle(color=plt.get_cmap("tab20" if many else "tab10").colors)  # pyright: ignore
-        for name, row in rows.items():
-            mean, ci95 = np.array(row["mean"], float), np.array(row["ci95"], float)
-            steps = np.arange(len(mean))
-            (line,) = panel.plot(steps, mean, marker="o", markersize=3.5, label=reporting.label(name, row))
-            lower = np.maximum(mean - ci95, 0.5 * mean)  # A logarithm has no room below zero.
-            panel.fill_between(steps, lower, mean + ci95, alpha=0.15, color=line.get_color(), linewidth=0)
-        for target in problem.targets:
-            panel.axhline(target, color="0.75", linewidth=0.8, linestyle="--", zorder=0)
-        panel.set(title=setting, xlabel="gradient steps on the new task")
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if many:
-            panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
-        else:
-            place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14)}
-            panel.legend(title="start (step size)", frameon=False, fontsize=9, **place)
-    if problem.metric == "accuracy":
-        panels[0][0].set_ylim(0, 1.02)
-        panels[0][0].yaxis.set_major_formatter(PercentFormatter(1.0))
-    else:
-        values = [value for rows in settings.values() for row in rows.values() for value in row["mean"] if value]
-        finite = [value for value in values if value < 8]  # What diverges may leave the picture.
-        panels[0][0].set_ylim(0, 1.1 * max(finite, default=8.0))
-        if many:
-            panels[0][0].set(yscale="log", ylim=(0.7 * min(finite, default=1.0), 1.5 * max(finite, default=8.0)))
-    panels[0][0].set_ylabel(problem.metric_name)
-    figure.suptitle(problem.title)
-    figure.savefig(path, dpi=120)
-    print(f"wrote {path}")
 
 
 if __name__ == "__main__":

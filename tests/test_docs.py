@@ -12,7 +12,7 @@ import pytest
 from nbclient import NotebookClient
 
 import jaxmaml
-from benchmarks import memory, meta_step, reporting
+from benchmarks import memory, meta_step, report, reporting
 from tests.conftest import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()
@@ -57,6 +57,11 @@ def test_the_speed_and_memory_tables_are_the_committed_results():
     for title, sizes in MEMORY_TABLES.items():
         assert memory.markdown(studies[title], sizes) in README
     assert (RESULTS / "memory.png").exists()
+
+
+def test_the_report_is_of_the_committed_results():
+    assert report.page(report.read(RESULTS)) == (REPOSITORY / "benchmarks" / "REPORT.md").read_text()
+    assert (RESULTS / report.PICTURE).exists()
 
 
 def test_links_to_files_lead_somewhere():

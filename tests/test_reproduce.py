@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jaxmaml
-from benchmarks import report, reproduce
+from benchmarks import report, reproduce, step_counts
 from benchmarks.recipes import RECIPES
 
 SMALL = {
@@ -56,6 +56,12 @@ def test_a_run_in_two_halves_is_one(tmp_path, capsys):
     assert "in the paper: 98.7 ± 0.4" in capsys.readouterr().out
     lines = (tmp_path / "halves" / "maml-omniglot-5w1s" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [2, 2, 4, 4]
+    counts = step_counts.Config(
+        run=tmp_path / "whole" / "maml-omniglot-5w1s", output_dir=tmp_path, outer_steps=1, num_tasks=2, num_steps=2
+    )
+    (rows,) = step_counts.main(counts)["settings"].values()
+    assert set(rows) == {"MAML", "joint training", "random initialisation"}
+    assert (tmp_path / "step_counts_maml-omniglot-5w1s.png").exists()
     with pytest.raises(SystemExit, match="was evaluated with num_ways = 3"):
         report.main(report.Config(results_dir=tmp_path / "whole", output=tmp_path / "REPORT.md"))
 

@@ -73,9 +73,9 @@ def test_fine_tuning_is_gradient_descent_at_the_given_step_size():
         centre = jax.random.normal(key, (2,))
         return jaxmaml.Task(centre, centre)
 
-    fine_tuning = FineTuning(problems.quadratic_loss, num_inner_steps=3, num_tasks=5, chunk_size=2)
+    fine_tuning = FineTuning(problems.quadratic_loss, num_inner_steps=3, chunk_size=2)
     for rate, later in [(0.0, 1.0), (0.25, 1.0), (0.25, 0.5)]:
-        mean = fine_tuning({"theta": jnp.zeros(2)}, rate, sample, jax.random.key(0), later).query_loss.mean
+        mean = fine_tuning({"theta": jnp.zeros(2)}, rate, sample, jax.random.key(0), 5, later).query_loss.mean
         left = np.cumprod([1, 1 - rate, 1 - later * rate, 1 - later * rate])
         np.testing.assert_allclose(mean / mean[0], left**2, rtol=1e-5)
 

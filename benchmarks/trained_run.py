@@ -1,0 +1,88 @@
+"""The step-count benchmark from a run of `benchmarks.reproduce`: its best state, joint training, a random start."""
+
+import functools
+import json
+import pathlib
+
+import chex
+import jax
+import jax.numpy as jnp
+
+import jaxmaml
+from benchmarks.problem import Problem, Setting, Start, all_classes, train
+from benchmarks.recipes import Recipe
+from benchmarks.reproduce import load
+
+JOINT_BATCH = 64
+
+
+def make(key: chex.PRNGKey, run: pathlib.Path, joint_steps: int | None, data_dir: pathlib.Path | None) -> Problem:
+    """As in the run, with its queries a class; joint training takes as many outer steps, if not told otherwise."""
+    recipe = Recipe(**json.loads((run / "recipe.json").read_text()))
+    if recipe.algorithm != "maml":
+        raise SystemExit(f"{run} is a run of {recipe.algorithm}, and this compares starts for gradient descent: maml.")
+    splits, loss_fn = load(recipe, data_dir), recipe.loss_fn()
+    start = recipe.init()
+    joint_steps = joint_steps or recipe.outer_steps
+    rotate = recipe.dataset == "omniglot"
+
+    def maml() -> Start:
+        best = jaxmaml.restore(run / "checkpoints", start)
+        seconds = json.loads((run / "clock.json").read_text())[-1]["seconds"]
+        note = f"the run's best state; trained with {recipe.num_inner_steps} inner steps"
+        return Start("MAML", best.params, loss_fn, recipe.inner_step_size, int(best.step), seconds, note)
+
+    def joint() -> Start:
+        # Labels are drawn anew in each task: the training classes themselves are what there is to learn jointly.
+        num_classes = len(splits.train.images) * (4 if rotate else 1)
+        classifier = recipe.model(num_classes)
+        params, seconds = train(
+            "joint training",
+            jaxmaml.cross_entropy(classifier.apply),
+            classifier.init(key, jnp.zeros((1, *recipe.image_shape))),
+            jax.tree_util.Partial(
+                functools.partial(all_classes, JOINT_BATCH, rotate), jnp.asarray(splits.train.images)
+            ),
+            key,
+            step_size=0.0,
+            derivative="first_order",
+            outer_steps=joint_steps,
+            num_tasks=1,
+            steps_per_dispatch=100,
+        )
+        layers = dict(params["params"])
+        layers["Dense_0"] = jax.tree.map(jnp.zeros_like, start.params["params"]["Dense_0"])
+        note = f"classifier of all {num_classes} training classes, batches of {JOINT_BATCH}, its head replaced by zeros"
+        return Start("joint training", {"params": layers}, loss_fn, None, joint_steps, seconds, note)
+
+    queries = recipe.num_test_queries
+    settings = (
+        Setting(
+            f"{queries} {'query' if queries == 1 else 'queries'} a class",
+            *(recipe.sampler(part, queries) for part in (splits.valid, splits.test)),
+        ),
+    )
+    name = {"omniglot": "Omniglot", "mini_imagenet": "mini-ImageNet"}[recipe.dataset]
+    name = name if data_dir else "Procedural characters"
+    return Problem(
+        title=f"{name}, {recipe.num_ways}-way {recipe.num_shots}-shot",
+        metric="accuracy",
+        metric_name="query accuracy",
+        targets=(0.4, 0.9, 0.95) if recipe.dataset == "omniglot" else (0.3, 0.4, 0.45),
+        step_sizes=(0.01, 0.05, 0.2, 1.0),
+        later=(1.0,),
+        settings=settings,
+        starts=(
+            maml,
+            joint,
+            lambda: Start("random initialisation", start.params, loss_fn, None, note="the start of MAML's training"),
+        ),
+        chunk_size=4,
+        protocol={
+            "run": run.name,
+            "normalisation": f"batch statistics, {recipe.normalisation}",
+            "data": name,
+            "oracle": "none exists",
+        },
+        valid_tasks=100,
+    )
