@@ -34,7 +34,7 @@ def adapted_loss(learner, loss_fn, tasks, params):
     return jnp.mean(jax.vmap(one)(tasks))
 
 
-def test_closed_over_tracers_are_differentiated(x64):
+def test_closed_over_tracers_are_differentiated(x64, quick_compiles):
     """A hyperparameter that reaches the inner loss through a closure gets its exact gradient."""
     tasks, params = problems.mlp_tasks(3, jnp.float64), problems.mlp_params(jnp.float64)
 
@@ -51,7 +51,7 @@ def test_closed_over_tracers_are_differentiated(x64):
     assert_modes_agree(objective, jnp.float64(-2.0))
 
 
-def test_the_batch_can_be_differentiated(x64):
+def test_the_batch_can_be_differentiated(x64, quick_compiles):
     """Data poisoning, dataset distillation: the query loss as a function of the support set."""
     tasks, params = problems.mlp_tasks(2, jnp.float64), problems.mlp_params(jnp.float64)
 
@@ -62,7 +62,7 @@ def test_the_batch_can_be_differentiated(x64):
     assert_modes_agree(objective, tasks.support)
 
 
-def test_the_meta_loss_of_update_can_be_differentiated_again(x64):
+def test_the_meta_loss_of_update_can_be_differentiated_again(x64, quick_compiles):
     """By a hyperparameter inside the loss, through the whole outer step."""
     tasks, params = problems.mlp_tasks(2, jnp.float64), problems.mlp_params(jnp.float64)
 
@@ -78,7 +78,7 @@ def test_the_meta_loss_of_update_can_be_differentiated_again(x64):
 
 
 @pytest.mark.parametrize("part", ["aux", "support_loss"])
-def test_outer_objective_on_the_trace(x64, part):
+def test_outer_objective_on_the_trace(x64, quick_compiles, part):
     """The auxiliary output and the support loss of the inner steps may enter an outer objective."""
     support = jax.tree.map(lambda leaf: leaf[0], problems.mlp_tasks(1, jnp.float64).support)
 
@@ -98,7 +98,7 @@ def test_outer_objective_on_the_trace(x64, part):
     assert_modes_agree(objective, problems.mlp_params(jnp.float64))
 
 
-def test_a_second_differentiation_is_exact(x64):
+def test_a_second_differentiation_is_exact(x64, quick_compiles):
     """The Hessian of the meta-loss: grad of grad, and forward over reverse."""
     tasks = problems.mlp_tasks(2, jnp.float64)
     params = problems.mlp_params(jnp.float64, widths=(1, 3, 1))
@@ -116,7 +116,7 @@ def test_a_second_differentiation_is_exact(x64):
     assert np.linalg.norm(hessians[0]) > 0.1
 
 
-def test_forward_mode_is_exact_or_refused_with_words(x64):
+def test_forward_mode_is_exact_or_refused_with_words(x64, quick_compiles):
     tasks, params = problems.mlp_tasks(2, jnp.float64), problems.mlp_params(jnp.float64)
 
     def slopes(derivative, objective):
@@ -165,7 +165,7 @@ rounded_by_parts.defjvps(lambda tangent, ans, x: jnp.cos(x) * tangent)
 
 @pytest.mark.parametrize("rule", [straight_through, lying_square, reversed_gradient, rounded, rounded_by_parts])
 @pytest.mark.parametrize("nested", [False, True])
-def test_custom_rules_fall_back_to_reverse(x64, rule, nested):
+def test_custom_rules_fall_back_to_reverse(x64, quick_compiles, rule, nested):
     """Their "gradients" need not have symmetric derivatives: mixed mode would be silently wrong."""
     tasks, params = problems.mlp_tasks(2, jnp.float64), problems.mlp_params(jnp.float64)
 
@@ -182,7 +182,7 @@ def test_custom_rules_fall_back_to_reverse(x64, rule, nested):
 
 
 @pytest.mark.filterwarnings("error")
-def test_rules_of_jax_and_optax_do_not_fall_back(x64):
+def test_rules_of_jax_and_optax_do_not_fall_back(x64, quick_compiles):
     rng = np.random.default_rng(0)
 
     def loss_fn(params, batch):
@@ -201,7 +201,7 @@ def test_rules_of_jax_and_optax_do_not_fall_back(x64):
     np.testing.assert_allclose(mixed, reverse, rtol=1e-12, atol=1e-14)
 
 
-def test_a_custom_vjp_of_jax_without_a_forward_mode_falls_back(x64):
+def test_a_custom_vjp_of_jax_without_a_forward_mode_falls_back(x64, quick_compiles):
     def loss_fn(params, batch):
         path = odeint(lambda y, t, p: jnp.tanh(y * p), batch, jnp.array([0.0, 1.0]), params["rate"])
         return jnp.sum(path[-1] ** 2)
@@ -220,7 +220,7 @@ def test_neighbours_with_a_similar_name_are_not_trusted():
     assert _trusted_module(None) is None
 
 
-def test_stop_gradient_inside_the_loss(x64):
+def test_stop_gradient_inside_the_loss(x64, quick_compiles):
     def loss_fn(params, batch):
         target = jax.lax.stop_gradient(problems.mlp(params, batch[0] + 1.0))
         return jnp.mean(jnp.square(problems.mlp(params, batch[0]) - target))

@@ -42,7 +42,7 @@ def test_remat_changes_nothing(x64, quick_compiles, remat, derivative, inner):
 
 
 @pytest.mark.parametrize("length", [1, 2, 10, 11, 100, 101])
-def test_recursive_scan_is_a_scan(x64, length):
+def test_recursive_scan_is_a_scan(x64, quick_compiles, length):
     def step(carry, index):
         carry = jnp.sin(carry) + 0.01 * index
         return carry, {"square": carry**2, "index": index}
@@ -70,7 +70,7 @@ def test_remat_is_for_memory():
 
 
 @pytest.mark.parametrize(("num_tasks", "chunk_size"), [(4, "auto"), (4, 1), (4, 2), (4, None), (5, 2), (3, None)])
-def test_a_mesh_changes_nothing(x64, num_tasks, chunk_size):
+def test_a_mesh_changes_nothing(x64, quick_compiles, num_tasks, chunk_size):
     mesh = jaxmaml.task_mesh()
     assert mesh.size == 2
     ours = gradient(num_tasks, mesh=mesh, chunk_size=chunk_size)
@@ -78,7 +78,7 @@ def test_a_mesh_changes_nothing(x64, num_tasks, chunk_size):
 
 
 @pytest.mark.parametrize("chunk_size", [2, 4, 7])
-def test_chunks_need_not_divide_the_tasks(x64, chunk_size):
+def test_chunks_need_not_divide_the_tasks(x64, quick_compiles, chunk_size):
     learner = problems.maml(problems.mlp_loss, chunk_size=chunk_size)
     state, tasks = learner.init(problems.mlp_params(jnp.float64)), problems.mlp_tasks(5, jnp.float64)
     _, info = jax.jit(learner.update)(state, tasks)
@@ -86,7 +86,7 @@ def test_chunks_need_not_divide_the_tasks(x64, chunk_size):
     np.testing.assert_allclose(gradient(5, chunk_size=chunk_size), plainly(num_tasks=5), rtol=1e-12, atol=1e-14)
 
 
-def test_a_mesh_keeps_tasks_apart(x64):
+def test_a_mesh_keeps_tasks_apart(x64, quick_compiles):
     """The trap of `shard_map`: an inner gradient summed over devices. Tasks that differ by a factor would show it."""
     centres = jnp.array([[1.0], [10.0], [100.0], [1000.0]])
     mesh = jaxmaml.task_mesh()

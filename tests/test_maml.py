@@ -26,7 +26,7 @@ INNER = {
 
 @pytest.mark.parametrize("num_inner_steps", [1, 2, 5, 20])
 @pytest.mark.parametrize("derivative", ["mixed", "reverse", "first_order"])
-def test_quadratic_closed_form(x64, derivative, num_inner_steps):
+def test_quadratic_closed_form(x64, quick_compiles, derivative, num_inner_steps):
     # theta_K - c_s = (1 - a)^K (theta - c_s), so the meta-gradient is the task mean of
     # (1 - a)^K (theta_K - c_q), and without the leading factor in first order.
     rate, num_tasks = 0.3, 4
@@ -51,7 +51,7 @@ def test_quadratic_closed_form(x64, derivative, num_inner_steps):
     np.testing.assert_allclose(info.grad_norm, np.linalg.norm(expected), rtol=1e-12)
 
 
-def test_anisotropic_quadratic_couples_coordinates(x64):
+def test_anisotropic_quadratic_couples_coordinates(x64, quick_compiles):
     # With Hessian A the factor is (I - a A)^K: the second-order term that first order drops.
     rng = np.random.default_rng(1)
     root = rng.normal(size=(3, 3))
@@ -81,7 +81,7 @@ def meta_loss(learner, loss_fn, params, tasks):
 
 @pytest.mark.parametrize("model", ["mlp", "conv"])
 @pytest.mark.parametrize("derivative", EXACT)
-def test_finite_differences(x64, model, derivative):
+def test_finite_differences(x64, quick_compiles, model, derivative):
     if model == "mlp":
         loss_fn, params, tasks = problems.mlp_loss, problems.mlp_params(jnp.float64), problems.mlp_tasks(2, jnp.float64)
     else:
@@ -104,7 +104,7 @@ def test_finite_differences(x64, model, derivative):
 
 
 @pytest.mark.parametrize("inner", ["sgd", "momentum", "adam"])
-def test_plain_python_loop(x64, inner):
+def test_plain_python_loop(x64, quick_compiles, inner):
     """MAML as anyone would write it down: nested loops, jax.grad, no scan, no vmap."""
     params, tasks = problems.mlp_params(jnp.float64), problems.mlp_tasks(3, jnp.float64)
     optimizer = INNER[inner]()
@@ -128,7 +128,7 @@ def test_plain_python_loop(x64, inner):
 
 
 @pytest.mark.parametrize("inner", INNER)
-def test_mixed_equals_reverse(x64, inner):
+def test_mixed_equals_reverse(x64, quick_compiles, inner):
     params, tasks = problems.mlp_params(jnp.float64), problems.mlp_tasks(3, jnp.float64)
     # A Polyak step divides by the squared norm of the gradient, of which a learner warns.
     with pytest.warns(UserWarning, match="zero") if inner == "needs the loss" else contextlib.nullcontext():
@@ -140,7 +140,7 @@ def test_mixed_equals_reverse(x64, inner):
     assert np.linalg.norm(mixed) > 1e-3
 
 
-def test_mixed_equals_reverse_through_pooling_and_batch_statistics(x64):
+def test_mixed_equals_reverse_through_pooling_and_batch_statistics(x64, quick_compiles):
     loss_fn, params, tasks = problems.conv_problem(jnp.float64)
     mixed, reverse = (
         problems.meta_gradient(problems.maml(loss_fn, optax.sgd(0.3), derivative=d), params, tasks) for d in EXACT
@@ -148,7 +148,7 @@ def test_mixed_equals_reverse_through_pooling_and_batch_statistics(x64):
     np.testing.assert_allclose(mixed, reverse, rtol=1e-12, atol=1e-13)
 
 
-def test_first_order_stops_the_inner_gradients_only(x64):
+def test_first_order_stops_the_inner_gradients_only(x64, quick_compiles):
     # Weight decay is a path of its own: d theta_1 / d theta = 1 - a d, not 1.
     learner = problems.maml(
         problems.quadratic_loss,
@@ -163,7 +163,7 @@ def test_first_order_stops_the_inner_gradients_only(x64):
 
 
 @pytest.mark.parametrize("chunk_size", [1, 2, 3, 6])
-def test_the_result_does_not_depend_on_chunks_or_on_vmap(x64, chunk_size):
+def test_the_result_does_not_depend_on_chunks_or_on_vmap(x64, quick_compiles, chunk_size):
     params, tasks = problems.mlp_params(jnp.float64), problems.mlp_tasks(6, jnp.float64)
     whole = problems.maml(problems.mlp_loss)
     state = whole.init(params)
@@ -172,7 +172,7 @@ def test_the_result_does_not_depend_on_chunks_or_on_vmap(x64, chunk_size):
     chex.assert_trees_all_close((new_state, info), (expected_state, expected_info), rtol=1e-12, atol=1e-13)
 
 
-def test_vmap_over_tasks_equals_a_loop(x64):
+def test_vmap_over_tasks_equals_a_loop(x64, quick_compiles):
     params, tasks = problems.mlp_params(jnp.float64), problems.mlp_tasks(4, jnp.float64)
     learner = problems.maml(problems.mlp_loss)
     gradient = problems.meta_gradient(learner, params, tasks)
@@ -184,7 +184,7 @@ def test_vmap_over_tasks_equals_a_loop(x64):
 
 
 @pytest.mark.parametrize("derivative", ["mixed", "reverse", "first_order"])
-def test_jit_equals_eager_and_scan(x64, derivative):
+def test_jit_equals_eager_and_scan(x64, quick_compiles, derivative):
     learner = jaxmaml.maml(
         problems.mlp_loss, optax.sgd(0.1), optax.adam(1e-2), num_inner_steps=2, derivative=derivative
     )
@@ -219,7 +219,7 @@ def test_one_trace_for_many_calls_and_the_same_bits():
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float64])
 @pytest.mark.parametrize("derivative", ["mixed", "reverse", "first_order"])
-def test_dtypes_are_kept(x64, dtype, derivative):
+def test_dtypes_are_kept(x64, quick_compiles, dtype, derivative):
     learner = jaxmaml.maml(
         problems.mlp_loss,
         optax.sgd(0.1, momentum=0.5),
@@ -235,7 +235,7 @@ def test_dtypes_are_kept(x64, dtype, derivative):
     assert np.isfinite(problems.flat(new_state.params)).all()
 
 
-def test_bfloat16_gradient_is_near_the_exact_one(x64):
+def test_bfloat16_gradient_is_near_the_exact_one(x64, quick_compiles):
     learner = problems.maml(problems.mlp_loss, chunk_size=1)
     exact = problems.meta_gradient(learner, problems.mlp_params(jnp.float64), problems.mlp_tasks(8, jnp.float64))
     state = learner.init(problems.mlp_params(jnp.bfloat16))
@@ -307,7 +307,7 @@ def test_any_outer_optimizer(outer):
     assert int(state.step) == 3
 
 
-def test_an_inner_rule_can_learn_its_own_parameters(x64):
+def test_an_inner_rule_can_learn_its_own_parameters(x64, quick_compiles):
     # Meta-SGD on a quadratic: theta_1 = theta - r (theta - c_s), and d loss / d r = (theta_1 - c_q) (c_s - theta).
     rule = jaxmaml.InnerRule(
         init_params=lambda params: jax.tree.map(lambda p: jnp.full_like(p, 0.5), params),
@@ -328,7 +328,7 @@ def test_an_inner_rule_can_learn_its_own_parameters(x64):
         np.testing.assert_allclose(info.grad_norm, np.hypot(slope_rate, slope_theta))
 
 
-def test_invariance_to_the_order_of_tasks(x64):
+def test_invariance_to_the_order_of_tasks(x64, quick_compiles):
     params, tasks = problems.mlp_params(jnp.float64), problems.mlp_tasks(5, jnp.float64)
     learner = problems.maml(problems.mlp_loss)
     shuffled = jax.tree.map(lambda leaf: leaf[jnp.array([3, 1, 4, 0, 2])], tasks)

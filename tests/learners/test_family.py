@@ -29,20 +29,20 @@ def difference(before, after):
     return jax.tree.map(jnp.subtract, (before.params, before.rule_params), (after.params, after.rule_params))
 
 
-def test_first_order_is_the_query_gradient_where_adaptation_ended(x64):
+def test_first_order_is_the_query_gradient_where_adaptation_ended(x64, quick_compiles):
     state, after, _ = quadratic(jaxmaml.fomaml, optax.sgd(0.3), optax.sgd(1.0))
     adapted = SUPPORT + 0.7**3 * (THETA - SUPPORT)
     np.testing.assert_allclose(difference(state, after)[0]["theta"], np.mean(adapted - QUERY, 0), rtol=1e-12)
 
 
-def test_reptile_moves_to_the_adapted_parameters(x64):
+def test_reptile_moves_to_the_adapted_parameters(x64, quick_compiles):
     _, after, _ = quadratic(jaxmaml.reptile, optax.sgd(0.3), optax.sgd(0.5))
     adapted = SUPPORT + 0.7**3 * (THETA - SUPPORT)
     expected = THETA + 0.5 * np.mean(adapted - THETA, 0)
     np.testing.assert_allclose(after.params["theta"], expected, rtol=1e-6)
 
 
-def test_serial_reptile_visits_tasks_in_turn(x64):
+def test_serial_reptile_visits_tasks_in_turn(x64, quick_compiles):
     outer = optax.sgd(optax.linear_schedule(1.0, 0.0, 4))
     _, after, info = quadratic(jaxmaml.reptile, optax.sgd(0.3), outer, serial=True)
     theta = THETA
@@ -112,7 +112,7 @@ def test_masks_predicates_and_names_say_the_same():
     np.testing.assert_array_equal(*(problems.flat(state.params) for state in states))
 
 
-def test_meta_sgd_learns_its_rates_by_the_chain_rule(x64):
+def test_meta_sgd_learns_its_rates_by_the_chain_rule(x64, quick_compiles):
     state, after, _ = quadratic(jaxmaml.meta_sgd, 0.3, optax.sgd(1.0), num_inner_steps=1)
     slope = THETA - SUPPORT
     adapted = THETA - 0.3 * slope
@@ -145,7 +145,7 @@ def test_annealed_weights_sum_to_one_and_end_at_the_last_step():
     np.testing.assert_array_equal(weights(100), [0, 0, 0, 0, 1])
 
 
-def test_first_order_steps_come_first_without_a_second_trace(x64):
+def test_first_order_steps_come_first_without_a_second_trace(x64, quick_compiles):
     params, tasks = family.regression(jnp.float64), family.regression_tasks(2, jnp.float64)
     annealed, first, exact = (
         problems.maml(family.loss_fn, **options)
@@ -160,7 +160,7 @@ def test_first_order_steps_come_first_without_a_second_trace(x64):
     assert update._cache_size() == 1
 
 
-def test_per_step_leaves_are_those_of_their_step(x64):
+def test_per_step_leaves_are_those_of_their_step(x64, quick_compiles):
     """A shift for each step: `theta + shift_k` adapts, by hand."""
     loss_fn = lambda params, centre: 0.5 * jnp.sum((params["theta"] + params["shift"] - centre) ** 2)  # noqa: E731
     learner = problems.maml(loss_fn, optax.sgd(0.5), 2, per_step="shift")
@@ -191,7 +191,7 @@ def test_context_starts_from_zero_and_is_not_learned():
     )
 
 
-def test_kronecker_factors_multiply_from_both_sides(x64):
+def test_kronecker_factors_multiply_from_both_sides(x64, quick_compiles):
     rng = np.random.default_rng(0)
     rule = jaxmaml.rules.kronecker(optax.sgd(1.0))
     grads = {"dense": rng.normal(size=(3, 4)), "bias": rng.normal(size=4), "conv": rng.normal(size=(2, 2, 3, 5))}
@@ -206,7 +206,7 @@ def test_kronecker_factors_multiply_from_both_sides(x64):
     np.testing.assert_allclose(-updates["conv"], expected.reshape(2, 2, 3, 5), rtol=1e-10)
 
 
-def test_prototypes_are_a_prototypical_network_before_the_first_step(x64):
+def test_prototypes_are_a_prototypical_network_before_the_first_step(x64, quick_compiles):
     params, tasks = family.classification(jnp.float64), family.classification_tasks(1, jnp.float64)
     task = jax.tree.map(lambda leaf: leaf[0], tasks)
     start = jaxmaml.starts.prototypes(family.embed, "head")(params, task.support)
@@ -218,7 +218,7 @@ def test_prototypes_are_a_prototypical_network_before_the_first_step(x64):
     np.testing.assert_allclose(jax.nn.softmax(logits), jax.nn.softmax(-distances), rtol=1e-10)
 
 
-def test_proto_maml_differentiates_the_prototypes(x64):
+def test_proto_maml_differentiates_the_prototypes(x64, quick_compiles):
     learner, params, tasks = family.problem("proto_maml", jnp.float64)
 
     def meta_loss(params):
@@ -244,7 +244,7 @@ def test_proto_maml_differentiates_the_prototypes(x64):
     )
 
 
-def test_joint_training_is_the_gradient_of_the_query_loss(x64):
+def test_joint_training_is_the_gradient_of_the_query_loss(x64, quick_compiles):
     learner, params, tasks = family.problem("joint_training", jnp.float64)
     state = learner.init(params)
     after, _ = learner.update(state, tasks)

@@ -29,7 +29,7 @@ def meta_gradient(derivative, num_inner_steps=5, loss_fn=loss_fn):
 
 
 @pytest.mark.parametrize("released", [False, True])
-def test_a_dense_solve(x64, released):
+def test_a_dense_solve(x64, quick_compiles, released):
     """The paper's system, and that of its released code, wherever the inner loop stopped."""
     other = {"damping": 1.0, "shift": 10.0} if released else {}
     derivative = jaxmaml.Implicit(strength=2.0, max_solver_steps=50, tolerance=1e-12, **other)
@@ -63,7 +63,7 @@ def proximal(strength):
 @pytest.mark.parametrize(
     "axes", [{}, {"adapted": "head"}, {"adapted": "context", "start": jaxmaml.starts.zeros("context")}]
 )
-def test_it_is_the_limit_of_differentiating_a_long_inner_loop(x64, axes):
+def test_it_is_the_limit_of_differentiating_a_long_inner_loop(x64, quick_compiles, axes):
     """For all leaves, for a head above a frozen body, and for CAVIA's context from zero."""
     params, tasks = family.regression(jnp.float64), family.regression_tasks(2, jnp.float64)
     solver = jaxmaml.Implicit(strength=3.0, max_solver_steps=200, tolerance=1e-12)
