@@ -77,15 +77,21 @@ def sinusoid(key: chex.PRNGKey) -> Family:
             "5 steps, rates from 0.01 a tensor and step; multi-step loss in the first tenth, first order in the first "
             "half, cosine, outer gradients clipped to 1 an entry",
         ),
-        "imaml": of(
-            jaxmaml.imaml,
-            optax.adam(0.01),  # Of any length of gradient: nothing in an implicit gradient keeps curvature small.
-            optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3)),
-            num_inner_steps=32,
-            strength=20.0,
-            max_solver_steps=10,
-            outer_steps=10_000,
-            recipe="32 steps of Adam, 0.01, strength 20, 10 steps of conjugate gradients; outer gradients clipped to 1",
+        "imaml": Algorithm(
+            lambda num_steps: jaxmaml.imaml(
+                loss_fn,
+                optax.chain(clipped, optax.sgd(0.005)),
+                # Nothing in an implicit gradient keeps curvature below what inner steps can bear: a constant outer step
+                # size ends in inner steps that overshoot.
+                optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(1e-3, num_steps))),
+                num_inner_steps=32,
+                strength=20.0,
+                max_solver_steps=10,
+            ),
+            params,
+            loss_fn,
+            "32 steps of 0.005, strength 20, 10 steps of conjugate gradients; cosine, outer gradients clipped to 1",
+            outer_steps=6000,
         ),
         "cavia": of(
             jaxmaml.cavia,

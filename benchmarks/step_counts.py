@@ -11,6 +11,7 @@ JSON file.
 """
 
 import dataclasses
+import json
 import pathlib
 from typing import Any, Literal
 
@@ -123,6 +124,7 @@ def compare_algorithms(config: Config, problem: Problem, train_key, test_key, co
         "settings": {problem.settings[0].name: rows},
     }
     path = config.output_dir / f"step_counts_{config.task}_algorithms.json"
+    rows |= kept_rows(path, result)
     for name in names:
         console.print(f"training: {name}")
         algorithm = family.algorithms[name]
@@ -137,11 +139,28 @@ def compare_algorithms(config: Config, problem: Problem, train_key, test_key, co
             num_tasks=config.num_tasks,
             chunk_size=problem.chunk_size,
         )
-        rows[name] = row | judged(problem, jax.device_get(evaluation))
+        rows[name] = row | {"command": result["command"]} | judged(problem, jax.device_get(evaluation))
+        rows |= {name: rows.pop(name) for name in family.algorithms if name in rows}  # In the family's order.
         reporting.write_json(path, result)
     console.print(make_table(problem, problem.settings[0].name, rows, config))
     draw(problem, result["settings"], path.with_suffix(".png"))
     return result
+
+
+def kept_rows(path: pathlib.Path, result: dict[str, Any]) -> dict[str, Any]:
+    """Rows of an earlier run of other algorithms, where all else was the same: one can be measured again alone."""
+    if not path.exists():
+        return {}
+    earlier = json.loads(path.read_text())
+
+    def of(result):
+        config = {name: value for name, value in result["config"].items() if name != "algorithms"}
+        return config, result["protocol"], result["environment"]
+
+    if of(earlier) != of(json.loads(json.dumps(result))):
+        return {}
+    (rows,) = earlier["settings"].values()
+    return rows
 
 
 def make_problem(config: Config, key) -> Problem:

@@ -59,6 +59,11 @@ def test_a_small_run_of_algorithms(task, names, tmp_path, capsys, monkeypatch, q
         assert len(row["mean"]) == 3
         assert ("ms_per_outer_step" in row) == (name != "from_scratch")
     assert "ms an outer step" in capsys.readouterr().out
+    if task == "sinusoid":  # One is measured again, and the others stay.
+        again = step_counts.main(step_counts.Config(task=task, algorithms=names[1:], **options))
+        (kept,) = again["settings"].values()
+        assert list(kept) == list(names)
+        assert kept["anil"] == rows["anil"]
     with pytest.raises(SystemExit, match="No algorithm 'mamml' for this task; there are maml"):
         step_counts.main(step_counts.Config(task=task, algorithms=("mamml",), **options))
 
