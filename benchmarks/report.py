@@ -79,38 +79,46 @@ def page(results: list[dict[str, Any]]) -> str:
         "Made by `python -m benchmarks.report` from the result files beside it. Accuracy in per cent on meta-test "
         "tasks with its 95% confidence interval, one model each, chosen on meta-validation tasks.",
         "",
+        table(results),
+        "",
+        f"![Accuracy during training and against inner steps](results/{PICTURE})",
+        "",
+        "Commands; their arguments are what differs from the paper's recipe:",
+        "",
+        *(f"    {result['command']}" for result in results),
+    ]
+    return "\n".join([*lines, ""])
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """One row a result, in Markdown."""
+    lines = [
         "| recipe | paper | ours | outer steps | minutes | to the paper's number | queries a class | normalisation "
         "| device |",
         "| --- | --: | --: | --: | --: | --: | --: | --- | --- |",
     ]
     for result in results:
-        recipe, reached = result["recipe"], result["seconds_to_paper"]
-        lines.append(
-            "| "
-            + " | ".join(
-                (
-                    f"`{result['name']}`",
-                    reporting.percent(recipe["paper_accuracy"], recipe["paper_ci95"]),
-                    f"{result['accuracy']:.2f} ± {result['ci95']:.2f}",
-                    f"{result['outer_steps']} of {RECIPES[result['name']].outer_steps}",
-                    f"{result['train_seconds'] / 60:.1f}",
-                    "-" if reached is None else f"{reached / 60:.1f} min",
-                    str(recipe["num_test_queries"]),
-                    result["normalisation"],
-                    f"{result['environment']['device']}, {result['environment']['cpu_cores']} cores",
-                )
-            )
-            + " |"
+        recipe, reached, where = result["recipe"], result["seconds_to_paper"], result["environment"]
+        cells = (
+            f"`{result['name']}`",
+            reporting.percent(recipe["paper_accuracy"], recipe["paper_ci95"]),
+            f"{result['accuracy']:.2f} ± {result['ci95']:.2f}",
+            f"{result['outer_steps']} of {RECIPES[result['name']].outer_steps}",
+            f"{result['train_seconds'] / 60:.1f}",
+            "-" if reached is None else f"{reached / 60:.1f} min",
+            str(recipe["num_test_queries"]),
+            result["normalisation"],
+            f"{where['device']}, {where['cpu_cores']} core{'s' * (where['cpu_cores'] > 1)}",
         )
-    lines += ["", f"![Accuracy during training and against inner steps](results/{PICTURE})", ""]
-    lines += ["Commands; their arguments are what differs from the paper's recipe:", ""]
-    return "\n".join([*lines, *(f"    {result['command']}" for result in results), ""])
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def figure(results: list[dict[str, Any]], path: pathlib.Path) -> None:
     """Meta-test accuracy during training, and of the chosen state against inner steps."""
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     figure, (during, steps) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for result in results:
@@ -130,6 +138,7 @@ def figure(results: list[dict[str, Any]], path: pathlib.Path) -> None:
         xlabel="minutes of training", ylabel="meta-test accuracy (%)", title="best state so far; dashed: the paper"
     )
     steps.set(xlabel="inner steps on a new task", title="the chosen state")
+    steps.xaxis.set_major_locator(MaxNLocator(integer=True))
     during.legend(fontsize=8)
     figure.savefig(path, dpi=110)
 

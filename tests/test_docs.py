@@ -60,7 +60,9 @@ def test_the_speed_and_memory_tables_are_the_committed_results():
 
 
 def test_the_report_is_of_the_committed_results():
-    assert report.page(report.read(RESULTS)) == (REPOSITORY / "benchmarks" / "REPORT.md").read_text()
+    results = report.read(RESULTS)
+    assert report.page(results) == (REPOSITORY / "benchmarks" / "REPORT.md").read_text()
+    assert report.table(results) in README
     assert (RESULTS / report.PICTURE).exists()
 
 
