@@ -120,7 +120,11 @@ _MAML, _NICHOL, _META_SGD = (
     "https://arxiv.org/abs/1803.02999",
     "https://arxiv.org/abs/1707.09835",
 )
-_ANIL, _PLUS = "https://arxiv.org/abs/1909.09157", "https://arxiv.org/abs/1810.09502"
+_ANIL, _PLUS, _PROTO = (
+    "https://arxiv.org/abs/1909.09157",
+    "https://arxiv.org/abs/1810.09502",
+    "https://arxiv.org/abs/1903.03096",
+)
 
 
 def _recipes() -> dict[str, Recipe]:
@@ -173,6 +177,8 @@ def _recipes() -> dict[str, Recipe]:
             _PLUS,
             [(99.47, None), (99.93, None), (97.65, None), (99.33, None), (52.15, 0.26), (68.32, 0.44)],
         ),
+        # The paper has no numbers on these data sets.
+        "proto-maml": ("proto_maml", {"inner_step_size": 0.1, "num_inner_steps": 1}, _PROTO, [None] * 6),
     }
     recipes = {}
     for row, (algorithm, changes, paper, numbers) in rows.items():
