@@ -91,7 +91,12 @@ def measure(config: Config, shots: int, console: Console) -> tuple[dict[str, dic
             jaxmaml.maml(jaxmaml.ensemble(loss_fn), descent(config.num_particles), outer, **options),
             particles,
         ),
-        "Bayesian MAML": (jaxmaml.bayesian_maml(loss_fn, 0.05, outer, repulsion=0.2, **options), particles),
+        "Bayesian MAML": (
+            jaxmaml.bayesian_maml(
+                loss_fn, 0.05, outer, repulsion=0.2, transform=jaxmaml.clip_by_global_norm(10.0), **options
+            ),
+            particles,
+        ),
     }
     sample = jaxmaml.tasks.sinusoid(shots, 10, noise_std=NOISE)
     judged = jaxmaml.tasks.sinusoid(shots, 50, noise_std=NOISE)

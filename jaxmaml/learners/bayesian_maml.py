@@ -19,6 +19,7 @@ def bayesian_maml(
     num_inner_steps: int,
     num_leader_steps: int = 1,
     repulsion: float = 1.0,
+    transform: optax.GradientTransformation | None = None,
     **axes: Unpack[Axes],
 ) -> MetaLearner:
     r"""Learn an ensemble that adapts to a task's posterior by Stein variational gradient descent.
@@ -36,6 +37,7 @@ def bayesian_maml(
       num_inner_steps: In training; >= 1.
       num_leader_steps: How much further the leader goes; >= 1.
       repulsion: Temperature of the posterior: see `jaxmaml.rules.svgd`.
+      transform: What the gradient of each particle passes first, such as `jaxmaml.clip_by_global_norm(10.0)`.
       **axes: The other axes of the family: see `jaxmaml.Axes`.
     Returns:
       A `MetaLearner`, as `jaxmaml.maml` does.
@@ -59,7 +61,7 @@ def bayesian_maml(
     """
     return make_learner(
         losses.ensemble(loss_fn),
-        svgd(inner_step_size, repulsion),
+        svgd(inner_step_size, repulsion, transform=transform),
         outer_optimizer,
         num_inner_steps,
         fixed(axes, objective=objectives.chaser(num_leader_steps)),

@@ -2,12 +2,16 @@
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from jaxmaml import checks
+from jaxmaml.rules.optax_rules import as_inner_rule
 from jaxmaml.types import InnerRule
 
 
-def svgd(step_size: float, repulsion: float = 1.0) -> InnerRule:
+def svgd(
+    step_size: float, repulsion: float = 1.0, *, transform: optax.GradientTransformation | None = None
+) -> InnerRule:
     r"""Build the rule that moves particles down the loss, by each other's gradients, and apart.
 
     With particles `phi_1 ... phi_M` along the leading axis of every leaf, and `k(a, b) = exp(-||a - b||^2 / h)`,
@@ -20,21 +24,29 @@ def svgd(step_size: float, repulsion: float = 1.0) -> InnerRule:
     Args:
       step_size: > 0.
       repulsion: Weight of the kernel's gradient, the temperature of the posterior; >= 0.
+      transform: What the gradient of each particle passes first, such as `jaxmaml.clip_by_global_norm(10.0)`.
     Returns:
       An `InnerRule` without learned parameters, for gradients of the particles' mean loss.
     Raises:
       ValueError: If `step_size` <= 0 or `repulsion` < 0.
+      TypeError: If `transform` is no optax transformation.
     References:
       Liu and Wang, 2016, https://arxiv.org/abs/1608.04471; Kim et al., 2018, https://arxiv.org/abs/1806.03836
     """
     checks.positive("step_size", step_size)
     checks.number("repulsion", repulsion, at_least=0.0)
+    transform = optax.identity() if transform is None else transform
+    checks.optimizer("transform", transform)
+    base = as_inner_rule(transform)
 
     def update(grads, rule_state, params, rule_params, step, **extra):
         leaves, treedef = jax.tree.flatten(params)
         number = leaves[0].shape[0]
         particles = _rows(leaves, number)
-        slopes = number * _rows(jax.tree.leaves(grads), number)
+        # The gradient is of the particles' mean loss; each has its own.
+        own = jax.tree.map(lambda g: number * g, grads)
+        passed, rule_state = jax.vmap(lambda g, s, p: base.update(g, s, p, (), step))(own, rule_state, params)
+        slopes = _rows(jax.tree.leaves(passed), number)
         # Distances by products: around their mean, so that close particles do not drown in rounding.
         centred = particles - jnp.mean(particles, 0, keepdims=True)
         products = centred @ centred.T
@@ -51,7 +63,9 @@ def svgd(step_size: float, repulsion: float = 1.0) -> InnerRule:
         moved = [c.reshape(leaf.shape).astype(leaf.dtype) for c, leaf in zip(columns, leaves, strict=True)]
         return jax.tree.unflatten(treedef, moved), rule_state
 
-    return InnerRule(lambda params: (), lambda rule_params, params: (), update)
+    return InnerRule(
+        lambda params: (), lambda rule_params, params: jax.vmap(lambda p: base.init((), p))(params), update
+    )
 
 
 def _rows(leaves: list[jax.Array], number: int) -> jax.Array:

@@ -27,7 +27,7 @@ def svgd_by_hand(particles, slopes, step_size, repulsion):
     return np.stack(moved)
 
 
-def test_svgd_by_hand(x64, quick_compiles):
+def test_svgd_by_hand(x64):
     rng = np.random.default_rng(0)
     particles, slopes = rng.normal(size=(2, 5, 7))
     trees = [{"a": jnp.asarray(x[:, :4].reshape(5, 2, 2)), "b": jnp.asarray(x[:, 4:])} for x in (particles, slopes / 5)]
@@ -36,7 +36,18 @@ def test_svgd_by_hand(x64, quick_compiles):
     np.testing.assert_allclose(ours, svgd_by_hand(particles, slopes, 0.3, 0.7), rtol=1e-10)
 
 
-def test_one_particle_is_gradient_descent(x64, quick_compiles):
+def test_each_particle_is_clipped_alone(x64):
+    rng = np.random.default_rng(1)
+    particles, slopes = rng.normal(size=(2, 4, 3))
+    slopes[0] *= 100
+    clipped = slopes * np.minimum(1, 2 / np.linalg.norm(slopes, axis=1))[:, None]
+    rule = jaxmaml.rules.svgd(0.3, repulsion=0.7, transform=jaxmaml.clip_by_global_norm(2.0))
+    start = jnp.asarray(particles)
+    updates, _ = rule.update(jnp.asarray(slopes / 4), rule.init((), start), start, (), 0)
+    np.testing.assert_allclose(updates, svgd_by_hand(particles, clipped, 0.3, 0.7), rtol=1e-10)
+
+
+def test_one_particle_is_gradient_descent(x64):
     rule = jaxmaml.rules.svgd(0.3)
     updates, _ = rule.update(jnp.array([[1.0, 2.0]]), (), jnp.array([[5.0, -3.0]]), (), 0)
     np.testing.assert_allclose(updates, [[-0.3, -0.6]], rtol=1e-12)
@@ -56,7 +67,7 @@ def test_particles_fall_apart_and_find_the_spread_of_a_gaussian():
     np.testing.assert_allclose(np.std(particles), 1.0, atol=0.1)
 
 
-def test_the_chaser_is_its_definition(x64, quick_compiles):
+def test_the_chaser_is_its_definition(x64):
     """Without repulsion and with one particle, Bayesian MAML is gradient descent that chases itself."""
     params = jax.tree.map(lambda leaf: leaf[None], family.regression(jnp.float64))
     tasks = family.regression_tasks(2, jnp.float64)

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,20 +30,20 @@ def difference(before, after):
     return jax.tree.map(jnp.subtract, (before.params, before.rule_params), (after.params, after.rule_params))
 
 
-def test_first_order_is_the_query_gradient_where_adaptation_ended(x64, quick_compiles):
+def test_first_order_is_the_query_gradient_where_adaptation_ended(x64):
     state, after, _ = quadratic(jaxmaml.fomaml, optax.sgd(0.3), optax.sgd(1.0))
     adapted = SUPPORT + 0.7**3 * (THETA - SUPPORT)
     np.testing.assert_allclose(difference(state, after)[0]["theta"], np.mean(adapted - QUERY, 0), rtol=1e-12)
 
 
-def test_reptile_moves_to_the_adapted_parameters(x64, quick_compiles):
+def test_reptile_moves_to_the_adapted_parameters(x64):
     _, after, _ = quadratic(jaxmaml.reptile, optax.sgd(0.3), optax.sgd(0.5))
     adapted = SUPPORT + 0.7**3 * (THETA - SUPPORT)
     expected = THETA + 0.5 * np.mean(adapted - THETA, 0)
     np.testing.assert_allclose(after.params["theta"], expected, rtol=1e-6)
 
 
-def test_serial_reptile_visits_tasks_in_turn(x64, quick_compiles):
+def test_serial_reptile_visits_tasks_in_turn(x64):
     outer = optax.sgd(optax.linear_schedule(1.0, 0.0, 4))
     _, after, info = quadratic(jaxmaml.reptile, optax.sgd(0.3), outer, serial=True)
     theta = THETA
@@ -112,13 +113,24 @@ def test_masks_predicates_and_names_say_the_same():
     np.testing.assert_array_equal(*(problems.flat(state.params) for state in states))
 
 
-def test_meta_sgd_learns_its_rates_by_the_chain_rule(x64, quick_compiles):
+def test_meta_sgd_learns_its_rates_by_the_chain_rule(x64):
     state, after, _ = quadratic(jaxmaml.meta_sgd, 0.3, optax.sgd(1.0), num_inner_steps=1)
     slope = THETA - SUPPORT
     adapted = THETA - 0.3 * slope
     params, rates = difference(state, after)
     np.testing.assert_allclose(params["theta"], np.mean(0.7 * (adapted - QUERY), 0), rtol=1e-6)
     np.testing.assert_allclose(rates["theta"], np.mean(-slope * (adapted - QUERY), 0), rtol=1e-6)
+
+
+def test_rates_scale_the_transformed_gradient(x64):
+    """Clipping comes first; the rates of a long gradient are those of a short one in its direction."""
+    rule = jaxmaml.rules.learned_rates(0.5, transform=jaxmaml.clip_by_global_norm(1.0))
+    params, grads = {"a": jnp.zeros(2), "b": jnp.zeros(())}, {"a": jnp.array([6.0, 0.0]), "b": jnp.array(8.0)}
+    rates = rule.init_params(params)
+    updates, _ = rule.update(grads, rule.init(rates, params), params, rates, 0)
+    chex.assert_trees_all_close(updates, {"a": jnp.array([-0.3, 0.0]), "b": jnp.array(-0.4)})
+    with pytest.raises(TypeError, match="`transform` must be an optax transformation"):
+        jaxmaml.rules.learned_rates(0.5, transform=0.1)
 
 
 def test_rates_of_steps_beyond_the_last_are_the_last():
@@ -145,7 +157,7 @@ def test_annealed_weights_sum_to_one_and_end_at_the_last_step():
     np.testing.assert_array_equal(weights(100), [0, 0, 0, 0, 1])
 
 
-def test_first_order_steps_come_first_without_a_second_trace(x64, quick_compiles):
+def test_first_order_steps_come_first_without_a_second_trace(x64):
     params, tasks = family.regression(jnp.float64), family.regression_tasks(2, jnp.float64)
     annealed, first, exact = (
         problems.maml(family.loss_fn, **options)
@@ -160,7 +172,7 @@ def test_first_order_steps_come_first_without_a_second_trace(x64, quick_compiles
     assert update._cache_size() == 1
 
 
-def test_per_step_leaves_are_those_of_their_step(x64, quick_compiles):
+def test_per_step_leaves_are_those_of_their_step(x64):
     """A shift for each step: `theta + shift_k` adapts, by hand."""
     loss_fn = lambda params, centre: 0.5 * jnp.sum((params["theta"] + params["shift"] - centre) ** 2)  # noqa: E731
     learner = problems.maml(loss_fn, optax.sgd(0.5), 2, per_step="shift")
@@ -191,7 +203,7 @@ def test_context_starts_from_zero_and_is_not_learned():
     )
 
 
-def test_kronecker_factors_multiply_from_both_sides(x64, quick_compiles):
+def test_kronecker_factors_multiply_from_both_sides(x64):
     rng = np.random.default_rng(0)
     rule = jaxmaml.rules.kronecker(optax.sgd(1.0))
     grads = {"dense": rng.normal(size=(3, 4)), "bias": rng.normal(size=4), "conv": rng.normal(size=(2, 2, 3, 5))}
@@ -206,7 +218,7 @@ def test_kronecker_factors_multiply_from_both_sides(x64, quick_compiles):
     np.testing.assert_allclose(-updates["conv"], expected.reshape(2, 2, 3, 5), rtol=1e-10)
 
 
-def test_prototypes_are_a_prototypical_network_before_the_first_step(x64, quick_compiles):
+def test_prototypes_are_a_prototypical_network_before_the_first_step(x64):
     params, tasks = family.classification(jnp.float64), family.classification_tasks(1, jnp.float64)
     task = jax.tree.map(lambda leaf: leaf[0], tasks)
     start = jaxmaml.starts.prototypes(family.embed, "head")(params, task.support)
@@ -218,7 +230,7 @@ def test_prototypes_are_a_prototypical_network_before_the_first_step(x64, quick_
     np.testing.assert_allclose(jax.nn.softmax(logits), jax.nn.softmax(-distances), rtol=1e-10)
 
 
-def test_proto_maml_differentiates_the_prototypes(x64, quick_compiles):
+def test_proto_maml_differentiates_the_prototypes(x64):
     learner, params, tasks = family.problem("proto_maml", jnp.float64)
 
     def meta_loss(params):
@@ -244,7 +256,7 @@ def test_proto_maml_differentiates_the_prototypes(x64, quick_compiles):
     )
 
 
-def test_joint_training_is_the_gradient_of_the_query_loss(x64, quick_compiles):
+def test_joint_training_is_the_gradient_of_the_query_loss(x64):
     learner, params, tasks = family.problem("joint_training", jnp.float64)
     state = learner.init(params)
     after, _ = learner.update(state, tasks)
