@@ -39,6 +39,10 @@ def svgd(
     checks.optimizer("transform", transform)
     base = as_inner_rule(transform)
 
+    def init(rule_params, params):
+        checks.num_examples("An ensemble of parameters", params)
+        return jax.vmap(lambda particle: base.init((), particle))(params)
+
     def update(grads, rule_state, params, rule_params, step, **extra):
         leaves, treedef = jax.tree.flatten(params)
         number = leaves[0].shape[0]
@@ -63,9 +67,7 @@ def svgd(
         moved = [c.reshape(leaf.shape).astype(leaf.dtype) for c, leaf in zip(columns, leaves, strict=True)]
         return jax.tree.unflatten(treedef, moved), rule_state
 
-    return InnerRule(
-        lambda params: (), lambda rule_params, params: jax.vmap(lambda p: base.init((), p))(params), update
-    )
+    return InnerRule(lambda params: (), init, update)
 
 
 def _rows(leaves: list[jax.Array], number: int) -> jax.Array:
