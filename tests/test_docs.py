@@ -26,7 +26,7 @@ MEMORY_TABLES = {
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
-def test_code_blocks_run(page):
+def test_code_blocks_run(page, quick_compiles):
     blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / page).read_text(), re.DOTALL)
     assert blocks
     namespace = {}
