@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 import jaxmaml
 from benchmarks import families
-from benchmarks.problem import Problem, Setting, Start, all_classes, train
+from benchmarks.problem import Problem, Setting, Start, joint_start, train
 
 NUM_WAYS = 5
 STEP_SIZE = 2.0  # On the mean cross-entropy: the paper's 0.4 on a sum over 5 ways.
@@ -45,26 +45,11 @@ def make(key: chex.PRNGKey, outer_steps: int | None, data_dir: pathlib.Path | No
         return Start(name, start, loss_fn, step_size, outer_steps, seconds)
 
     def joint() -> Start:
-        # Labels are drawn anew in each task, so jointly there is nothing to learn about them: the characters
-        # themselves are the classes, a turned one being another, and a new task gets a new head.
-        num_classes = 4 * len(splits.train.images)
-        classifier = jaxmaml.nn.Conv4.omniglot(num_classes)
-        start, seconds = train(
-            "joint training",
-            jaxmaml.cross_entropy(classifier.apply),
-            classifier.init(joint_key, jnp.zeros((1, 28, 28, 1))),
-            jax.tree_util.Partial(functools.partial(all_classes, JOINT_BATCH, True), jnp.asarray(splits.train.images)),
-            joint_key,
-            step_size=0.0,
-            derivative="first_order",
-            outer_steps=outer_steps,
-            num_tasks=1,
-            steps_per_dispatch=100,
+        images = splits.train.images
+        classifier = jaxmaml.nn.Conv4.omniglot(4 * len(images))  # A turned character is another one.
+        return joint_start(
+            classifier, images, params, loss_fn, joint_key, batch=JOINT_BATCH, rotate=True, outer_steps=outer_steps
         )
-        layers = dict(start["params"])
-        layers["Dense_0"] = jax.tree.map(jnp.zeros_like, params["params"]["Dense_0"])
-        note = f"classifier of all {num_classes} training characters, its head replaced by zeros"
-        return Start("joint training", {"params": layers}, loss_fn, None, outer_steps, seconds, note)
 
     return Problem(
         title=f"{'Omniglot' if data_dir else 'Procedural characters'}, {NUM_WAYS}-way 1-shot",

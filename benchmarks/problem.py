@@ -9,6 +9,7 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import jaxmaml
@@ -136,6 +137,39 @@ def all_classes(number: int, rotate: bool, images: jax.Array, key: chex.PRNGKey)
         chosen, classes = turned[turns, jnp.arange(number)], 4 * classes + turns
     batch = jaxmaml.Batch(chosen.astype(jnp.float32) / 255.0, classes)
     return jaxmaml.Task(support=jax.tree.map(lambda leaf: leaf[:1], batch), query=batch)
+
+
+def joint_start(
+    classifier: jaxmaml.nn.Conv4,
+    images: np.ndarray,
+    few_shot_params: Any,
+    loss_fn: jaxmaml.LossFn,
+    key: chex.PRNGKey,
+    *,
+    batch: int,
+    rotate: bool,
+    outer_steps: int,
+) -> Start:
+    """Train a `classifier` of all image classes, for a new task with a new head, of zeros.
+
+    Labels are drawn anew in each task, so that the classes themselves are what there is to learn jointly.
+    """
+    params, seconds = train(
+        "joint training",
+        jaxmaml.cross_entropy(classifier.apply),
+        classifier.init(key, jnp.zeros((1, *images.shape[2:]))),
+        jax.tree_util.Partial(functools.partial(all_classes, batch, rotate), jnp.asarray(images)),
+        key,
+        step_size=0.0,
+        derivative="first_order",
+        outer_steps=outer_steps,
+        num_tasks=1,
+        steps_per_dispatch=100,
+    )
+    layers = dict(params["params"])
+    layers["Dense_0"] = jax.tree.map(jnp.zeros_like, few_shot_params["params"]["Dense_0"])
+    note = f"classifier of all {classifier.num_ways} training classes, batches of {batch}, its head replaced by zeros"
+    return Start("joint training", {"params": layers}, loss_fn, None, outer_steps, seconds, note)
 
 
 class FineTuning:

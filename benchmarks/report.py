@@ -115,31 +115,34 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def figure(results: list[dict[str, Any]], path: pathlib.Path) -> None:
-    """Meta-test accuracy during training, and of the chosen state against inner steps."""
+    """A row of panels a data set: accuracy during training, and of the chosen state against inner steps."""
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
-    figure, (during, steps) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    for result in results:
-        watched = [r for r in result["history"] if "test_accuracy" in r]
-        (line,) = during.plot(
-            [r["seconds"] / 60 for r in watched], [r["test_accuracy"] for r in watched], label=result["name"]
+    datasets = sorted({result["recipe"]["dataset"] for result in results}, reverse=True)
+    size = (11, 3.9 * len(datasets))
+    figure, lines = plt.subplots(len(datasets), 2, figsize=size, squeeze=False, layout="constrained")
+    for dataset, (during, steps) in zip(datasets, lines, strict=True):
+        for result in results:
+            if result["recipe"]["dataset"] != dataset:
+                continue
+            watched = [r for r in result["history"] if "test_accuracy" in r]
+            (line,) = during.plot(
+                [r["seconds"] / 60 for r in watched], [r["test_accuracy"] for r in watched], label=result["name"]
+            )
+            color, paper = line.get_color(), result["recipe"]["paper_accuracy"]
+            if paper is not None:
+                during.axhline(paper, color=color, linewidth=0.8, linestyle="--")
+            mean, ci95 = np.array(result["curve"]["mean"]), np.array(result["curve"]["ci95"])
+            steps.plot(mean, marker=".", color=color, label=result["name"])
+            steps.fill_between(np.arange(len(mean)), mean - ci95, mean + ci95, alpha=0.2, color=color, linewidth=0)
+        during.set(
+            xlabel="minutes of training", ylabel="meta-test accuracy (%)", title="best state so far; dashed: the paper"
         )
-        paper = result["recipe"]["paper_accuracy"]
-        if paper is not None:
-            during.axhline(paper, color=line.get_color(), linewidth=0.8, linestyle="--")
-        mean, ci95 = np.array(result["curve"]["mean"]), np.array(result["curve"]["ci95"])
-        steps.plot(mean, marker=".", color=line.get_color(), label=result["name"])
-        steps.fill_between(
-            np.arange(len(mean)), mean - ci95, mean + ci95, alpha=0.2, color=line.get_color(), linewidth=0
-        )
-    during.set(
-        xlabel="minutes of training", ylabel="meta-test accuracy (%)", title="best state so far; dashed: the paper"
-    )
-    steps.set(xlabel="inner steps on a new task", title="the chosen state")
-    steps.xaxis.set_major_locator(MaxNLocator(integer=True))
-    during.legend(fontsize=8)
+        steps.set(xlabel="inner steps on a new task", title="the chosen state")
+        steps.xaxis.set_major_locator(MaxNLocator(integer=True))
+        during.legend(fontsize=8)
     figure.savefig(path, dpi=110)
 
 

@@ -113,10 +113,10 @@ def compare_algorithms(config: Config, problem: Problem, train_key, test_key, co
     if unknown:
         raise SystemExit(f"No algorithm {min(unknown)!r} for this task; there are {', '.join(family.algorithms)}.")
     rows: dict[str, Any] = {}
+    command = reporting.command_line("benchmarks.step_counts")  # A row's own: others may be of an earlier run.
     result = {
         "benchmark": "step_counts of algorithms",
-        "command": reporting.command_line("benchmarks.step_counts"),
-        "config": plain(config),
+        "config": {name: value for name, value in plain(config).items() if name != "algorithms"},
         "environment": reporting.environment(),
         "metric": problem.metric_name,
         "protocol": {name: text for name, text in problem.protocol.items() if name in ("family", "data", "queries")}
@@ -139,7 +139,7 @@ def compare_algorithms(config: Config, problem: Problem, train_key, test_key, co
             num_tasks=config.num_tasks,
             chunk_size=problem.chunk_size,
         )
-        rows[name] = row | {"command": result["command"]} | judged(problem, jax.device_get(evaluation))
+        rows[name] = row | {"command": command} | judged(problem, jax.device_get(evaluation))
         rows |= {name: rows.pop(name) for name in family.algorithms if name in rows}  # In the family's order.
         reporting.write_json(path, result)
     console.print(make_table(problem, problem.settings[0].name, rows, config))
@@ -153,11 +153,8 @@ def kept_rows(path: pathlib.Path, result: dict[str, Any]) -> dict[str, Any]:
         return {}
     earlier = json.loads(path.read_text())
 
-    def of(result):
-        config = {name: value for name, value in result["config"].items() if name != "algorithms"}
-        return config, result["protocol"], result["environment"]
-
-    if of(earlier) != of(json.loads(json.dumps(result))):
+    now = json.loads(json.dumps(result))
+    if any(earlier[part] != now[part] for part in ("config", "protocol", "environment")):
         return {}
     (rows,) = earlier["settings"].values()
     return rows

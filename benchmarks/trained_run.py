@@ -1,15 +1,12 @@
 """The step-count benchmark from a run of `benchmarks.reproduce`: its best state, joint training, a random start."""
 
-import functools
 import json
 import pathlib
 
 import chex
-import jax
-import jax.numpy as jnp
 
 import jaxmaml
-from benchmarks.problem import Problem, Setting, Start, all_classes, train
+from benchmarks.problem import Problem, Setting, Start, joint_start
 from benchmarks.recipes import Recipe
 from benchmarks.reproduce import load
 
@@ -23,7 +20,6 @@ def make(key: chex.PRNGKey, run: pathlib.Path, joint_steps: int | None, data_dir
         raise SystemExit(f"{run} is a run of {recipe.algorithm}, and this compares starts for gradient descent: maml.")
     splits, loss_fn = load(recipe, data_dir), recipe.loss_fn()
     start = recipe.init()
-    joint_steps = joint_steps or recipe.outer_steps
     rotate = recipe.dataset == "omniglot"
 
     def maml() -> Start:
@@ -33,27 +29,18 @@ def make(key: chex.PRNGKey, run: pathlib.Path, joint_steps: int | None, data_dir
         return Start("MAML", best.params, loss_fn, recipe.inner_step_size, int(best.step), seconds, note)
 
     def joint() -> Start:
-        # Labels are drawn anew in each task: the training classes themselves are what there is to learn jointly.
-        num_classes = len(splits.train.images) * (4 if rotate else 1)
-        classifier = recipe.model(num_classes)
-        params, seconds = train(
-            "joint training",
-            jaxmaml.cross_entropy(classifier.apply),
-            classifier.init(key, jnp.zeros((1, *recipe.image_shape))),
-            jax.tree_util.Partial(
-                functools.partial(all_classes, JOINT_BATCH, rotate), jnp.asarray(splits.train.images)
-            ),
+        images = splits.train.images
+        classifier = recipe.model(len(images) * (4 if rotate else 1))
+        return joint_start(
+            classifier,
+            images,
+            start.params,
+            loss_fn,
             key,
-            step_size=0.0,
-            derivative="first_order",
-            outer_steps=joint_steps,
-            num_tasks=1,
-            steps_per_dispatch=100,
+            batch=JOINT_BATCH,
+            rotate=rotate,
+            outer_steps=joint_steps or recipe.outer_steps,
         )
-        layers = dict(params["params"])
-        layers["Dense_0"] = jax.tree.map(jnp.zeros_like, start.params["params"]["Dense_0"])
-        note = f"classifier of all {num_classes} training classes, batches of {JOINT_BATCH}, its head replaced by zeros"
-        return Start("joint training", {"params": layers}, loss_fn, None, joint_steps, seconds, note)
 
     queries = recipe.num_test_queries
     settings = (

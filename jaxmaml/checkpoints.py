@@ -146,12 +146,14 @@ def restore(directory: str | pathlib.Path, state: MetaState, *, best: bool = Tru
     """
     checks.state(state)
     folder = pathlib.Path(directory).absolute()
+    nothing = FileNotFoundError(f"There is no checkpoint in {folder}.")
+    if not folder.is_dir():  # Orbax would make it.
+        raise nothing
     handlers = {"run": ocp.StandardCheckpointHandler(), "made_by": ocp.JsonCheckpointHandler()}
-    steps = folder.is_dir() and ocp.utils.checkpoint_steps(folder)
-    if not steps:
-        raise FileNotFoundError(f"There is no checkpoint in {folder}.")
     with ocp.CheckpointManager(folder, item_handlers=handlers) as manager:
-        step = max(steps)
+        step = manager.latest_step()
+        if step is None:
+            raise nothing
         _check_arrays(
             f"The checkpoint of step {step} in {directory}", _made_by(manager, step)["arrays"], _arrays(state)
         )

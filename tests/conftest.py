@@ -28,14 +28,6 @@ def x64():
         yield
 
 
-@pytest.fixture
-def quick_compiles():
-    """Compile with few optimizations, where compiling takes the time and neither speed nor fusion is the point."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="session")
 def omniglot_dir() -> pathlib.Path:
     """Folder with the real Omniglot zips."""

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxmaml import checks
-from jaxmaml.rules.optax_rules import as_inner_rule
+from jaxmaml.rules.optax_rules import transform_rule
 from jaxmaml.types import InnerRule
 
 
@@ -52,9 +52,7 @@ def learned_rates(
     low, high = initial if isinstance(initial, tuple) else (initial, initial)
     for value in (low, high):
         checks.number("initial", value)
-    transform = optax.identity() if transform is None else transform
-    checks.optimizer("transform", transform)
-    base = as_inner_rule(transform)
+    first = transform_rule(transform)
     steps = () if num_steps is None else (num_steps,)
 
     def init_params(params):
@@ -78,7 +76,7 @@ def learned_rates(
             rates = jax.tree.map(lambda rate: rate[index], rates)
         if per == "scalar":
             rates = jax.tree.map(lambda _: rates, grads)
-        passed, rule_state = base.update(grads, rule_state, params, (), step, **extra)
+        passed, rule_state = first.update(grads, rule_state, params, (), step, **extra)
         return jax.tree.map(lambda rate, g: -rate.astype(g.dtype) * g, rates, passed), rule_state
 
-    return InnerRule(init_params, lambda rates, params: base.init((), params), update)
+    return InnerRule(init_params, lambda rates, params: first.init((), params), update)

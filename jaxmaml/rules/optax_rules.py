@@ -28,6 +28,14 @@ def as_inner_rule(inner_optimizer: optax.GradientTransformation | InnerRule) -> 
     )
 
 
+def transform_rule(transform: optax.GradientTransformation | None) -> InnerRule:
+    """What a rule's gradient passes first, its argument `transform`, as a rule; `None` changes nothing."""
+    if transform is None:
+        return as_inner_rule(optax.identity())
+    checks.optimizer("transform", transform)
+    return as_inner_rule(transform)
+
+
 def check_differentiable_at_zero(rule: InnerRule) -> None:
     """Raise or warn where the derivative of a rule's update is NaN at a zero gradient.
 

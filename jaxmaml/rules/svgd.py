@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxmaml import checks
-from jaxmaml.rules.optax_rules import as_inner_rule
+from jaxmaml.rules.optax_rules import transform_rule
 from jaxmaml.types import InnerRule
 
 
@@ -35,13 +35,11 @@ def svgd(
     """
     checks.positive("step_size", step_size)
     checks.number("repulsion", repulsion, at_least=0.0)
-    transform = optax.identity() if transform is None else transform
-    checks.optimizer("transform", transform)
-    base = as_inner_rule(transform)
+    first = transform_rule(transform)
 
     def init(rule_params, params):
         checks.num_examples("An ensemble of parameters", params)
-        return jax.vmap(lambda particle: base.init((), particle))(params)
+        return jax.vmap(lambda particle: first.init((), particle))(params)
 
     def update(grads, rule_state, params, rule_params, step, **extra):
         leaves, treedef = jax.tree.flatten(params)
@@ -49,7 +47,7 @@ def svgd(
         particles = _rows(leaves, number)
         # The gradient is of the particles' mean loss; each has its own.
         own = jax.tree.map(lambda g: number * g, grads)
-        passed, rule_state = jax.vmap(lambda g, s, p: base.update(g, s, p, (), step))(own, rule_state, params)
+        passed, rule_state = jax.vmap(lambda g, s, p: first.update(g, s, p, (), step))(own, rule_state, params)
         slopes = _rows(jax.tree.leaves(passed), number)
         # Distances by products: around their mean, so that close particles do not drown in rounding.
         centred = particles - jnp.mean(particles, 0, keepdims=True)
