@@ -16,7 +16,6 @@ STEP_SIZE = 2.0  # On the mean cross-entropy: the paper's 0.4 on a sum over 5 wa
 # Without second derivatives that is too far: of 2, 0.5 and 0.1 this was best on validation tasks after 2,000 steps.
 FIRST_ORDER_STEP_SIZE = 0.5
 OUTER_STEPS = 11_000
-JOINT_BATCH = 128
 
 
 def make(key: chex.PRNGKey, outer_steps: int | None, data_dir: pathlib.Path | None) -> Problem:
@@ -47,9 +46,7 @@ def make(key: chex.PRNGKey, outer_steps: int | None, data_dir: pathlib.Path | No
     def joint() -> Start:
         images = splits.train.images
         classifier = jaxmaml.nn.Conv4.omniglot(4 * len(images))  # A turned character is another one.
-        return joint_start(
-            classifier, images, params, loss_fn, joint_key, batch=JOINT_BATCH, rotate=True, outer_steps=outer_steps
-        )
+        return joint_start(classifier, images, params, loss_fn, joint_key, rotate=True, outer_steps=outer_steps)
 
     return Problem(
         title=f"{'Omniglot' if data_dir else 'Procedural characters'}, {NUM_WAYS}-way 1-shot",

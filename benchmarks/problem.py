@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 import jaxmaml
+from benchmarks import pretraining
 from benchmarks.algorithms import Family
 from jaxmaml.sampling import Sampler
 
@@ -123,22 +124,6 @@ def train(
     return jax.block_until_ready(state.params), time.perf_counter() - began
 
 
-def all_classes(number: int, rotate: bool, images: jax.Array, key: chex.PRNGKey) -> jaxmaml.Task:
-    """A batch of training images with their own labels, as the query of a task that adapts nothing: joint training.
-
-    With `rotate` each is turned by a random multiple of 90 degrees, and a turned class is another one.
-    """
-    class_key, image_key, turn_key = jax.random.split(key, 3)
-    classes = jax.random.randint(class_key, (number,), 0, images.shape[0])
-    chosen = images[classes, jax.random.randint(image_key, (number,), 0, images.shape[1])]
-    if rotate:
-        turns = jax.random.randint(turn_key, (number,), 0, 4)
-        turned = jnp.stack([jnp.rot90(chosen, turn, axes=(1, 2)) for turn in range(4)])
-        chosen, classes = turned[turns, jnp.arange(number)], 4 * classes + turns
-    batch = jaxmaml.Batch(chosen.astype(jnp.float32) / 255.0, classes)
-    return jaxmaml.Task(support=jax.tree.map(lambda leaf: leaf[:1], batch), query=batch)
-
-
 def joint_start(
     classifier: jaxmaml.nn.Conv4,
     images: np.ndarray,
@@ -146,30 +131,18 @@ def joint_start(
     loss_fn: jaxmaml.LossFn,
     key: chex.PRNGKey,
     *,
-    batch: int,
     rotate: bool,
     outer_steps: int,
 ) -> Start:
-    """Train a `classifier` of all image classes, for a new task with a new head, of zeros.
-
-    Labels are drawn anew in each task, so that the classes themselves are what there is to learn jointly.
-    """
-    params, seconds = train(
-        "joint training",
-        jaxmaml.cross_entropy(classifier.apply),
-        classifier.init(key, jnp.zeros((1, *images.shape[2:]))),
-        jax.tree_util.Partial(functools.partial(all_classes, batch, rotate), jnp.asarray(images)),
-        key,
-        step_size=0.0,
-        derivative="first_order",
-        outer_steps=outer_steps,
-        num_tasks=1,
-        steps_per_dispatch=100,
+    """The body of a `classifier` of all image classes, for a new task with a new head, of zeros."""
+    print("training: joint training", flush=True)
+    params, seconds = pretraining.pretrain(classifier, images, key, rotate=rotate, steps=outer_steps)
+    note = (
+        f"classifier of all {classifier.num_ways} training classes, batches of {pretraining.BATCH}, its head replaced "
+        "by zeros"
     )
-    layers = dict(params["params"])
-    layers["Dense_0"] = jax.tree.map(jnp.zeros_like, few_shot_params["params"]["Dense_0"])
-    note = f"classifier of all {classifier.num_ways} training classes, batches of {batch}, its head replaced by zeros"
-    return Start("joint training", {"params": layers}, loss_fn, None, outer_steps, seconds, note)
+    start = pretraining.with_new_head(params, few_shot_params)
+    return Start("joint training", start, loss_fn, None, outer_steps, seconds, note)
 
 
 class FineTuning:

@@ -33,6 +33,8 @@ class Recipe:
     """Adam's; Reptile's is 1 falling to 0."""
     cosine: bool = False
     """Let the outer step size fall to a hundredth along a cosine."""
+    pretrain_steps: int = 0
+    """Steps of joint training before: meta-training starts from the body of a classifier of all training classes."""
     clip: float | None = None
     """Outer gradients are clipped to this, entry by entry."""
     num_filters: int = 64
@@ -110,8 +112,10 @@ class Recipe:
             )
         return getattr(jaxmaml, self.algorithm)(loss_fn, inner, outer, **steps)
 
-    def init(self) -> jaxmaml.MetaState:
-        params = self.model().init(jax.random.key(self.seed), jax.numpy.zeros((1, *self.image_shape)))
+    def init(self, params: Any = None) -> jaxmaml.MetaState:
+        """The state that meta-training starts from: random, or that of pretrained `params`."""
+        if params is None:
+            params = self.model().init(jax.random.key(self.seed), jax.numpy.zeros((1, *self.image_shape)))
         return self.learner().init(params)
 
 
@@ -120,10 +124,11 @@ _MAML, _NICHOL, _META_SGD = (
     "https://arxiv.org/abs/1803.02999",
     "https://arxiv.org/abs/1707.09835",
 )
-_ANIL, _PLUS, _PROTO = (
+_ANIL, _PLUS, _PROTO, _BASELINE = (
     "https://arxiv.org/abs/1909.09157",
     "https://arxiv.org/abs/1810.09502",
     "https://arxiv.org/abs/1903.03096",
+    "https://arxiv.org/abs/2003.04390",
 )
 
 
@@ -177,8 +182,9 @@ def _recipes() -> dict[str, Recipe]:
             _PLUS,
             [(99.47, None), (99.93, None), (97.65, None), (99.33, None), (52.15, 0.26), (68.32, 0.44)],
         ),
-        # The paper has no numbers on these data sets.
+        # The papers have no numbers on these data sets, or of this model.
         "proto-maml": ("proto_maml", {"inner_step_size": 0.1, "num_inner_steps": 1}, _PROTO, [None] * 6),
+        "pretrained-maml": ("maml", {"pretrain_steps": 5000}, _BASELINE, [None] * 6),
     }
     recipes = {}
     for row, (algorithm, changes, paper, numbers) in rows.items():

@@ -67,6 +67,9 @@ def refuse_mismatch(result: dict[str, Any]) -> None:
         )
     row = dataclasses.asdict(RECIPES[name])
     other = [field for field in EVALUATION if result["recipe"][field] != row[field]]
+    # How long, is a matter of training; whether, makes it another row.
+    if (result["recipe"].get("pretrain_steps", 0) > 0) != (row["pretrain_steps"] > 0):
+        other.append("pretrain_steps")
     if other or result["data"] != "real":
         what = ", ".join(f"{field} = {result['recipe'][field]!r}" for field in other) or "a procedural stand-in"
         raise SystemExit(f"{name} was evaluated with {what}, which is not the row of the paper.")

@@ -3,14 +3,13 @@
     python -m benchmarks.reproduce --list
     python -m benchmarks.reproduce --recipe maml-omniglot-5w1s --data-dir DATA_DIR
 
-Trains as the recipe says, keeps the state that validates best, and evaluates it on meta-test tasks. Every field of the
-recipe is an argument (`--outer-steps 5000`), and the resolved recipe is part of the result. A run that was stopped goes
-on with `--resume`.
+Trains as the recipe says (some start from a classifier of the training classes), keeps the state that validates best,
+and evaluates it on meta-test tasks. Every field of the recipe is an argument (`--outer-steps 5000`), and the resolved
+recipe is part of the result. A run that was stopped goes on with `--resume`.
 """
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import pathlib
 import sys
@@ -18,13 +17,13 @@ import time
 from typing import Annotated, Any
 
 import jax
-import numpy as np
 import rich.console
 import rich.table
 import tyro
 
 import jaxmaml
-from benchmarks import reporting
+from benchmarks import pretraining, reporting
+from benchmarks.judge import Judge
 from benchmarks.recipes import RECIPES, Recipe
 
 #: Raised when what a result means changes, so that `benchmarks.report` does not mix them.
@@ -111,6 +110,11 @@ def run(name: str, config: Config, console: rich.console.Console) -> dict[str, A
         every=recipe.valid_every,
     )
     clock = Clock(folder / "clock.json")
+    if recipe.pretrain_steps:
+        params, seconds = pretrained(recipe, splits, folder)
+        start = recipe.init(params)
+        if not clock.records:
+            clock.add(seconds, {"step": 0, "pretrain_steps": recipe.pretrain_steps})
     step = clock.records[-1]["step"] if clock.records else 0
 
     def train(until: int) -> jaxmaml.MetaState:
@@ -166,54 +170,6 @@ def run(name: str, config: Config, console: rich.console.Console) -> dict[str, A
     return result
 
 
-class Judge:
-    """The meta-test tasks: the same for every state."""
-
-    def __init__(self, recipe: Recipe, learner: jaxmaml.MetaLearner, sample, key):
-        self.recipe, self.learner, self.sample, self.key = recipe, learner, sample, key
-
-    def evaluate(self, state: jaxmaml.MetaState, num_inner_steps: int) -> jaxmaml.Curve:
-        recipe = self.recipe
-        result = jaxmaml.evaluate(
-            self.learner,
-            recipe.loss_fn(),
-            state,
-            self.sample,
-            self.key,
-            num_inner_steps=num_inner_steps,
-            num_tasks=recipe.test_tasks,
-            chunk_size=4,
-        )
-        assert result.accuracy is not None
-        return jax.device_get(result.accuracy)
-
-    def accuracy(self, state: jaxmaml.MetaState) -> dict[str, float]:
-        last = self.recipe.num_test_inner_steps
-        curve = self.evaluate(state, last)
-        accuracy, ci95 = 100 * float(curve.mean[last]), 100 * float(curve.ci95[last])
-        return {"test_accuracy": accuracy, "test_ci95": ci95, "test_inner_steps": last}
-
-    def result(self, state: jaxmaml.MetaState) -> dict[str, Any]:
-        """The number of the table, the curve beyond its steps, and which episodes it is of."""
-        last = self.recipe.num_test_inner_steps
-        curve = self.evaluate(state, max(20, last))
-        return {
-            "accuracy": 100 * float(curve.mean[last]),
-            "ci95": 100 * float(curve.ci95[last]),
-            "curve": {"mean": (100 * curve.mean).tolist(), "ci95": (100 * curve.ci95).tolist()},
-            "episodes": {"seed": self.recipe.seed, "number": self.recipe.test_tasks, "sha256": self.digest()},
-        }
-
-    def digest(self) -> str:
-        """Of every support and query image, in order."""
-        digest = hashlib.sha256()
-        draw = jax.jit(self.sample)
-        for key in jax.random.split(self.key, self.recipe.test_tasks):
-            for leaf in jax.tree.leaves(jax.device_get(draw(key))):
-                digest.update(np.ascontiguousarray(leaf).tobytes())
-        return digest.hexdigest()
-
-
 class Clock:
     """Seconds of training over all parts of a run, and what was found when."""
 
@@ -235,6 +191,20 @@ class Clock:
         """When the meta-test accuracy first was so high; `None` for never, or if it was not watched."""
         reached = (r["seconds"] for r in self.records if accuracy and r.get("test_accuracy", 0.0) >= accuracy)
         return next(reached, None)
+
+
+def pretrained(recipe: Recipe, splits: jaxmaml.tasks.Splits, folder: pathlib.Path) -> tuple[Any, float]:
+    """Parameters to start from: the body of a classifier of the training classes. And the seconds it took."""
+    images, rotate = splits.train.images, recipe.dataset == "omniglot"
+    params, seconds = pretraining.pretrain(
+        recipe.model(len(images) * (4 if rotate else 1)),
+        images,
+        jax.random.fold_in(jax.random.key(recipe.seed), 3),
+        rotate=rotate,
+        steps=recipe.pretrain_steps,
+        checkpoints=jaxmaml.Checkpoints(folder / "pretraining", every=1000),
+    )
+    return pretraining.with_new_head(params, recipe.init().params), seconds
 
 
 def load(recipe: Recipe, data_dir: pathlib.Path | None) -> jaxmaml.tasks.Splits:

@@ -10,8 +10,6 @@ from benchmarks.problem import Problem, Setting, Start, joint_start
 from benchmarks.recipes import Recipe
 from benchmarks.reproduce import load
 
-JOINT_BATCH = 128
-
 
 def make(key: chex.PRNGKey, run: pathlib.Path, joint_steps: int | None, data_dir: pathlib.Path | None) -> Problem:
     """As in the run, with its queries a class; joint training takes as many outer steps, if not told otherwise."""
@@ -37,7 +35,6 @@ def make(key: chex.PRNGKey, run: pathlib.Path, joint_steps: int | None, data_dir
             start.params,
             loss_fn,
             key,
-            batch=JOINT_BATCH,
             rotate=rotate,
             outer_steps=joint_steps or recipe.outer_steps,
         )

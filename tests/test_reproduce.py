@@ -66,6 +66,27 @@ def test_a_run_in_two_halves_is_one(tmp_path, capsys):
         report.main(report.Config(results_dir=tmp_path / "whole", output=tmp_path / "REPORT.md"))
 
 
+def test_a_pretrained_run_starts_from_a_classifier(tmp_path, monkeypatch):
+    name = "pretrained-maml-omniglot-5w1s"
+    words = [*arguments(tmp_path, name, pretrain_steps=2, outer_steps=2), "--no-watch-test"]
+    reproduce.main(words)
+    result = json.loads((tmp_path / f"reproduce_{name}.json").read_text())
+    assert [(record["step"], record.get("pretrain_steps")) for record in result["history"]] == [(0, 2), (2, None)]
+    assert result["train_seconds"] > result["history"][0]["seconds"] > 0
+    seen = []
+    original = reproduce.pretrained
+    monkeypatch.setattr(reproduce, "pretrained", lambda *rest: seen.append(original(*rest)) or seen[-1])
+    reproduce.main([*words, "--resume"])
+    again = json.loads((tmp_path / f"reproduce_{name}.json").read_text())
+    assert {**again, "command": ""} == {**result, "command": ""}
+    recipe = dataclasses.replace(RECIPES[name], num_ways=3, num_filters=4)
+    ((params, _),) = seen
+    random, state = recipe.init().params["params"], recipe.init(params).params["params"]
+    assert not np.any(state["Dense_0"]["kernel"])
+    assert state["Dense_0"]["kernel"].shape == random["Dense_0"]["kernel"].shape
+    assert np.any(state["Conv_0"]["kernel"] != random["Conv_0"]["kernel"])
+
+
 def test_list_and_dry_run(tmp_path, capsys):
     reproduce.main(["--list"])
     reproduce.main([*arguments(tmp_path, "maml-plus-plus-mini-imagenet-5w1s", num_queries=1), "--dry-run"])
@@ -124,6 +145,7 @@ def test_the_page_is_of_matching_results_only(tmp_path):
         ({"version": "9.9"}, "version 9.9"),
         ({"data": "procedural stand-in"}, "procedural stand-in, which is not the row"),
         ({"recipe": {**result["recipe"], "num_test_queries": 15}}, "num_test_queries = 15"),
+        ({"recipe": {**result["recipe"], "pretrain_steps": 10}}, "pretrain_steps = 10"),
     ):
         write(**changes)
         with pytest.raises(SystemExit, match=message):
