@@ -35,12 +35,17 @@ def test_code_blocks_run(page, quick_compiles):
 
 
 @pytest.mark.parametrize(
-    ("result", "setting", "steps"),
-    [("sinusoid", "5-shot", (0, 1, 5, 10)), ("omniglot", "1 query a class", (0, 1, 3, 10))],
+    ("page", "result", "setting", "steps"),
+    [
+        ("README.md", "sinusoid", "5-shot", (0, 1, 5, 10)),
+        ("README.md", "maml-omniglot-5w1s", "1 query a class", (0, 1, 2, 5, 10, 20)),
+        ("README.md", "maml-mini-imagenet-5w1s", "1 query a class", (0, 1, 2, 5, 10, 20)),
+        ("benchmarks/README.md", "omniglot", "1 query a class", (0, 1, 3, 10)),
+    ],
 )
-def test_tables_are_the_committed_results(result, setting, steps):
+def test_tables_are_the_committed_results(page, result, setting, steps):
     stored = json.loads((RESULTS / f"step_counts_{result}.json").read_text())
-    assert reporting.markdown(stored, setting, steps) in README
+    assert reporting.markdown(stored, setting, steps) in (REPOSITORY / page).read_text()
     assert (RESULTS / f"step_counts_{result}.png").exists()
 
 
