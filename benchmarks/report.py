@@ -130,10 +130,9 @@ def figure(results: list[dict[str, Any]], path: pathlib.Path) -> None:
         for result in results:
             if result["recipe"]["dataset"] != dataset:
                 continue
-            watched = [r for r in result["history"] if "test_accuracy" in r]
-            (line,) = during.plot(
-                [r["seconds"] / 60 for r in watched], [r["test_accuracy"] for r in watched], label=result["name"]
-            )
+            watched = [(r["seconds"], r["test_accuracy"]) for r in result["history"] if "test_accuracy" in r]
+            times, accuracies = np.array(watched or [(result["train_seconds"], result["accuracy"])]).T
+            (line,) = during.plot(times / 60, accuracies, marker="" if watched else "o", label=result["name"])
             color, paper = line.get_color(), result["recipe"]["paper_accuracy"]
             if paper is not None:
                 during.axhline(paper, color=color, linewidth=0.8, linestyle="--")
