@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxmaml
-from benchmarks import families, omniglot, reporting, step_counts
+from benchmarks import families, pretraining, reporting, step_counts
 from benchmarks.problem import FineTuning
 from tests import family, problems
 
@@ -18,7 +18,7 @@ RESULTS = pathlib.Path(reporting.__file__).parent / "results"
 
 @pytest.mark.parametrize("task", ["sinusoid", "omniglot"])
 def test_a_small_run(task, tmp_path, capsys, monkeypatch, quick_compiles):
-    monkeypatch.setattr(omniglot, "JOINT_BATCH", 8)
+    monkeypatch.setattr(pretraining, "BATCH", 8)
     small = {"num_classes": (8, 6, 6), "images_per_class": 17}
     monkeypatch.setattr(jaxmaml.tasks.strokes, "load", lambda load=jaxmaml.tasks.strokes.load: load(**small))
     config = step_counts.Config(task=task, output_dir=tmp_path, outer_steps=3, num_tasks=4, num_steps=2)
