@@ -32,10 +32,14 @@ class Judge:
         return jax.device_get(result.accuracy)
 
     def accuracy(self, state: jaxmaml.MetaState) -> dict[str, float]:
+        """The accuracy after the recipe's test steps, for the history of a run."""
         last = self.recipe.num_test_inner_steps
         curve = self.evaluate(state, last)
-        accuracy, ci95 = 100 * float(curve.mean[last]), 100 * float(curve.ci95[last])
-        return {"test_accuracy": accuracy, "test_ci95": ci95, "test_inner_steps": last}
+        return {
+            "test_accuracy": 100 * float(curve.mean[last]),
+            "test_ci95": 100 * float(curve.ci95[last]),
+            "test_inner_steps": last,
+        }
 
     def result(self, state: jaxmaml.MetaState) -> dict[str, Any]:
         """The number of the table, the curve beyond its steps, and which episodes it is of."""

@@ -44,9 +44,8 @@ def make(key: chex.PRNGKey, outer_steps: int | None, data_dir: pathlib.Path | No
         return Start(name, start, loss_fn, step_size, outer_steps, seconds)
 
     def joint() -> Start:
-        images = splits.train.images
-        classifier = jaxmaml.nn.Conv4.omniglot(4 * len(images))  # A turned character is another one.
-        return joint_start(classifier, images, params, loss_fn, joint_key, rotate=True, outer_steps=outer_steps)
+        make, images = jaxmaml.nn.Conv4.omniglot, splits.train.images
+        return joint_start(make, images, params, loss_fn, joint_key, rotate=True, outer_steps=outer_steps)
 
     return Problem(
         title=f"{'Omniglot' if data_dir else 'Procedural characters'}, {NUM_WAYS}-way 1-shot",

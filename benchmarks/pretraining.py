@@ -5,6 +5,7 @@ Labels are drawn anew in each task, so that the classes themselves are what ther
 
 import functools
 import time
+from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -19,7 +20,7 @@ BATCH = 128
 
 
 def pretrain(
-    classifier: jaxmaml.nn.Conv4,
+    make_classifier: Callable[[int], jaxmaml.nn.Conv4],
     images: np.ndarray,
     key: chex.PRNGKey,
     *,
@@ -27,11 +28,12 @@ def pretrain(
     steps: int,
     checkpoints: jaxmaml.Checkpoints | None = None,
 ) -> tuple[Any, float]:
-    """Train a `classifier` of all classes by Adam on batches of 128; return its parameters and the seconds.
+    """Train a classifier of all classes by Adam on batches of 128; return its parameters and the seconds.
 
-    With `rotate` each image is turned by a random multiple of 90 degrees, and a turned class is another one: the
-    classifier has four times as many.
+    With `rotate` each image is turned by a random multiple of 90 degrees, and a turned class is another one: there are
+    four times as many. `make_classifier` gets their number.
     """
+    classifier = make_classifier(len(images) * (4 if rotate else 1))
     learner = jaxmaml.joint_training(
         jaxmaml.cross_entropy(classifier.apply), optax.sgd(0.0), optax.adam(1e-3), num_inner_steps=1
     )

@@ -125,7 +125,7 @@ def train(
 
 
 def joint_start(
-    classifier: jaxmaml.nn.Conv4,
+    make_classifier: Callable[[int], jaxmaml.nn.Conv4],
     images: np.ndarray,
     few_shot_params: Any,
     loss_fn: jaxmaml.LossFn,
@@ -134,13 +134,11 @@ def joint_start(
     rotate: bool,
     outer_steps: int,
 ) -> Start:
-    """The body of a `classifier` of all image classes, for a new task with a new head, of zeros."""
+    """The body of a classifier of all image classes, for a new task with a new head, of zeros."""
     print("training: joint training", flush=True)
-    params, seconds = pretraining.pretrain(classifier, images, key, rotate=rotate, steps=outer_steps)
-    note = (
-        f"classifier of all {classifier.num_ways} training classes, batches of {pretraining.BATCH}, its head replaced "
-        "by zeros"
-    )
+    params, seconds = pretraining.pretrain(make_classifier, images, key, rotate=rotate, steps=outer_steps)
+    number = params["params"]["Dense_0"]["bias"].size
+    note = f"classifier of all {number} training classes, batches of {pretraining.BATCH}, its head replaced by zeros"
     start = pretraining.with_new_head(params, few_shot_params)
     return Start("joint training", start, loss_fn, None, outer_steps, seconds, note)
 

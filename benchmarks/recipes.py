@@ -53,6 +53,11 @@ class Recipe:
     def image_shape(self) -> tuple[int, int, int]:
         return (28, 28, 1) if self.dataset == "omniglot" else (84, 84, 3)
 
+    @property
+    def rotate(self) -> bool:
+        """Whether classes are turned by multiples of 90 degrees, each turn another class."""
+        return self.dataset == "omniglot"
+
     def model(self, num_classes: int | None = None) -> jaxmaml.nn.Conv4:
         """Conv-4 in the data set's form, for a number of ways by default."""
         make = jaxmaml.nn.Conv4.omniglot if self.dataset == "omniglot" else jaxmaml.nn.Conv4.mini_imagenet
@@ -76,7 +81,7 @@ class Recipe:
             num_ways=self.num_ways,
             num_shots=self.num_shots,
             num_queries=num_queries,
-            rotate=self.dataset == "omniglot",
+            rotate=self.rotate,
         )
         return jaxmaml.tasks.with_support(sample) if self.normalisation == "support" else sample
 

@@ -195,12 +195,11 @@ class Clock:
 
 def pretrained(recipe: Recipe, splits: jaxmaml.tasks.Splits, folder: pathlib.Path) -> tuple[Any, float]:
     """Parameters to start from: the body of a classifier of the training classes. And the seconds it took."""
-    images, rotate = splits.train.images, recipe.dataset == "omniglot"
     params, seconds = pretraining.pretrain(
-        recipe.model(len(images) * (4 if rotate else 1)),
-        images,
+        recipe.model,
+        splits.train.images,
         jax.random.fold_in(jax.random.key(recipe.seed), 3),
-        rotate=rotate,
+        rotate=recipe.rotate,
         steps=recipe.pretrain_steps,
         checkpoints=jaxmaml.Checkpoints(folder / "pretraining", every=1000),
     )

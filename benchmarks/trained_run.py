@@ -18,7 +18,6 @@ def make(key: chex.PRNGKey, run: pathlib.Path, joint_steps: int | None, data_dir
         raise SystemExit(f"{run} is a run of {recipe.algorithm}, and this compares starts for gradient descent: maml.")
     splits, loss_fn = load(recipe, data_dir), recipe.loss_fn()
     start = recipe.init()
-    rotate = recipe.dataset == "omniglot"
 
     def maml() -> Start:
         best = jaxmaml.restore(run / "checkpoints", start)
@@ -27,17 +26,9 @@ def make(key: chex.PRNGKey, run: pathlib.Path, joint_steps: int | None, data_dir
         return Start("MAML", best.params, loss_fn, recipe.inner_step_size, int(best.step), seconds, note)
 
     def joint() -> Start:
+        steps = joint_steps or recipe.outer_steps
         images = splits.train.images
-        classifier = recipe.model(len(images) * (4 if rotate else 1))
-        return joint_start(
-            classifier,
-            images,
-            start.params,
-            loss_fn,
-            key,
-            rotate=rotate,
-            outer_steps=joint_steps or recipe.outer_steps,
-        )
+        return joint_start(recipe.model, images, start.params, loss_fn, key, rotate=recipe.rotate, outer_steps=steps)
 
     queries = recipe.num_test_queries
     settings = (
@@ -59,7 +50,7 @@ def make(key: chex.PRNGKey, run: pathlib.Path, joint_steps: int | None, data_dir
         starts=(
             maml,
             joint,
-            lambda: Start("random initialisation", start.params, loss_fn, None, note="the start of MAML's training"),
+            lambda: Start("random initialisation", start.params, loss_fn, None, note="never trained"),
         ),
         chunk_size=4,
         protocol={
