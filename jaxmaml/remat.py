@@ -23,12 +23,16 @@ def remat_scan(step: Callable, start: PyTree, length: int, remat: str) -> tuple[
       remat: `"none"`; `"gradients"`: keep carries and what is named `KEPT`; `"steps"`: keep carries;
         `"recursive"`: keep few carries.
     """
-    if remat == "recursive":
+    if remat == "recursive" and length > 1:
         return _recursive(step, start, length)
     if remat != "none":
         names = [KEPT] if remat == "gradients" else []
         policy = jax.checkpoint_policies.save_only_these_names(*names)
         step = jax.checkpoint(step, policy=policy, prevent_cse=False)
+    if length == 1:
+        # A loop would carry the first parameters, the same for all tasks, as one copy a task.
+        carry, out = step(start, jnp.zeros((), int))
+        return carry, jax.tree.map(lambda leaf: leaf[None], out)
     return jax.lax.scan(step, start, jnp.arange(length))
 
 

@@ -69,6 +69,15 @@ def test_remat_is_for_memory():
     assert steps > 2 * recursive
 
 
+@pytest.mark.parametrize("remat", ["none", "gradients", "steps", "recursive"])
+def test_tasks_share_the_products_of_their_first_step(remat):
+    """One product for all tasks with each layer of the parameters that they all start from, forwards."""
+    params = problems.mlp_params()
+    learner = problems.maml(problems.mlp_loss, num_inner_steps=1, chunk_size=None, remat=remat)
+    program = str(jax.make_jaxpr(learner.update)(learner.init(params), problems.mlp_tasks(2)))
+    assert program.count("dimension_numbers=(([2], [0]), ([], []))") >= len(params)
+
+
 @pytest.mark.parametrize(("num_tasks", "chunk_size"), [(4, "auto"), (4, 1), (4, 2), (4, None), (5, 2), (3, None)])
 def test_a_mesh_changes_nothing(x64, quick_compiles, num_tasks, chunk_size):
     mesh = jaxmaml.task_mesh()
