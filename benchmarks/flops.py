@@ -43,8 +43,9 @@ def count(jaxpr) -> int:
             dims = eqn.params["dimension_numbers"]
             lhs, rhs = (var.aval for var in eqn.invars)
             window = math.prod(rhs.shape[axis] for axis in dims.rhs_spec[2:])
-            # Of the two ways to count, the smaller one: zeros between the inputs of a dilated one are not multiplied.
-            by_output = eqn.outvars[0].aval.size * window * rhs.shape[dims.rhs_spec[1]]
+            # Of the two ways to count, the smaller one; zeros between the inputs of a dilated one are not multiplied.
+            holes = math.prod(eqn.params["lhs_dilation"])
+            by_output = eqn.outvars[0].aval.size * window * rhs.shape[dims.rhs_spec[1]] // holes
             by_input = lhs.size * window * rhs.shape[dims.rhs_spec[0]]
             total += 2 * min(by_output, by_input)
         inside = sum(count(sub) for sub in jex_core.jaxprs_in_params(eqn.params))

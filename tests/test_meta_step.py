@@ -35,8 +35,15 @@ def test_a_convolution_and_its_derivatives_cost_the_same(stride):
     shapes = ((2, 8, 8, 3), (3, 3, 3, 5))
     once = counted(convolve, *shapes)
     assert once == 2 * 2 * (8 // stride) ** 2 * 9 * 3 * 5
-    slopes = counted(jax.grad(lambda x, k: jnp.sum(convolve(x, k) ** 2), (0, 1)), *shapes)
-    assert slopes == 3 * once
+
+    def loss(x, kernel):
+        return jnp.sum(convolve(x, kernel) ** 2)
+
+    assert counted(jax.grad(loss, (0, 1)), *shapes) == 3 * once
+    # The output, its slope by one of the two, that slope's derivatives by what it multiplies, and the output's again.
+    for argument in (0, 1):
+        curvature = jax.grad(lambda *xk: jnp.sum(jax.grad(loss, argument)(*xk) ** 2), (0, 1))  # noqa: B023
+        assert counted(curvature, *shapes) == 6 * once
 
 
 def test_gradients_that_differ_are_not_timed():
