@@ -44,8 +44,9 @@ def environment() -> dict[str, Any]:
 
 
 def temporaries(compiled: Any) -> int:
-    """Bytes that XLA reserves for a compiled function beside its inputs and outputs."""
-    return compiled.memory_analysis().temp_size_in_bytes
+    """Bytes that XLA reserves for a compiled function beside its inputs and outputs, on all of its devices."""
+    devices = compiled.runtime_executable().local_devices()
+    return len(devices) * compiled.memory_analysis().temp_size_in_bytes
 
 
 def numbers(values: Any) -> list[float | None]:

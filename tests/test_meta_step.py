@@ -7,7 +7,8 @@ import pytest
 from jax import lax
 from rich.console import Console
 
-from benchmarks import cases, flops, meta_step
+import jaxmaml
+from benchmarks import cases, flops, meta_step, reporting
 
 
 def counted(function, *shapes):
@@ -62,6 +63,21 @@ def test_contenders_are_measured_in_turn():
         assert row["median_ms"] > 0
         assert row["memory_bytes"] > 0
         assert row["deviation"] < 1e-4
+
+
+def test_memory_is_that_of_all_devices():
+    mesh = jaxmaml.task_mesh()
+
+    def function(x):
+        return jnp.sort(jnp.outer(x, x), axis=0) @ x
+
+    split = jax.shard_map(function, mesh=mesh, in_specs=jax.P("tasks"), out_specs=jax.P("tasks"))
+    one, all_ = (
+        reporting.temporaries(jax.jit(f).lower(jnp.ones(n)).compile())
+        for f, n in ((function, 64), (split, 64 * mesh.size))
+    )
+    assert mesh.size > 1
+    assert all_ == mesh.size * one
 
 
 @pytest.mark.parametrize("name", ["conv4-omniglot", "conv4-mini"])
