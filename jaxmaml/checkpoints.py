@@ -105,8 +105,9 @@ class Store:
         same_jax = made_by["jax"] == self._made_by["jax"]
         if self._settings.same_program and same_jax and made_by["program"] != self._made_by["program"]:
             raise ValueError(
-                f"{where} was made by another program: its arrays fit, but the algorithm, the loss, a step size or the "
-                "number of tasks differs. Take another directory, or Checkpoints(..., same_program=False) to go on."
+                f"{where} was made by another program: its arrays fit, but the algorithm, the loss, a step size, the "
+                "number of tasks or how they are executed (chunks, the devices of a mesh) differs. Take another "
+                "directory, or Checkpoints(..., same_program=False) to go on."
             )
         saved = _restored(self._manager, step, run)
         if not jnp.array_equal(saved.key, run.key):
