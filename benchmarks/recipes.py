@@ -35,6 +35,8 @@ class Recipe:
     """Let the outer step size fall to a hundredth along a cosine."""
     pretrain_steps: int = 0
     """Steps of joint training before: meta-training starts from the body of a classifier of all training classes."""
+    prototype_scale: float = 1.0
+    """Of the squared distances that Proto-MAML's head starts from."""
     clip: float | None = None
     """Outer gradients are clipped to this, entry by entry."""
     num_filters: int = 64
@@ -105,7 +107,9 @@ class Recipe:
             return jaxmaml.meta_sgd(loss_fn, self.inner_step_size, outer, **steps)
         if self.algorithm == "proto_maml":
             embed: Any = functools.partial(self.model().apply, head=False)
-            return jaxmaml.proto_maml(loss_fn, inner, outer, embed=embed, head="Dense_0", **steps)
+            return jaxmaml.proto_maml(
+                loss_fn, inner, outer, embed=embed, head="Dense_0", scale=self.prototype_scale, **steps
+            )
         if self.algorithm == "maml_plus_plus":
             return jaxmaml.maml_plus_plus(
                 loss_fn,

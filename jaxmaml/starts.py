@@ -30,26 +30,29 @@ def zeros(where: Leaves) -> Start:
     return start
 
 
-def prototypes(embed: Callable[[PyTree, Any], jax.Array], head: Leaves) -> Start:
+def prototypes(embed: Callable[[PyTree, Any], jax.Array], head: Leaves, scale: float = 1.0) -> Start:
     r"""Build the start whose linear head classifies by the squared distance to class prototypes (Proto-MAML).
 
-    With `c_k` the mean embedding of class `k`'s support, `-||x - c_k||^2 = 2 c_k . x - ||c_k||^2 + const`: the head
-    is `kernel[:, k] = 2 c_k`, `bias[k] = -||c_k||^2`. It is differentiated through, back to the body.
+    With `c_k` the mean embedding of class `k`'s support, `-s ||x - c_k||^2 = 2 s c_k . x - s ||c_k||^2 + const`: the
+    head is `kernel[:, k] = 2 s c_k`, `bias[k] = -s ||c_k||^2`. It is differentiated through, back to the body.
 
     Args:
       embed: `(params, inputs) -> features [num_examples, num_features]`, what the head gets.
       head: The leaves of the head, a kernel `[num_features, num_ways]` and a bias `[num_ways]`; their learned
         values have no effect.
+      scale: `s`, of the squared distance. Distances grow with the number of features: where that is large, logits of
+        scale 1 are, at first, as sure as they are wrong.
     Returns:
       `(params, support) -> params`, for a support `(inputs, integer labels)`. A class without an example has the
       origin as its prototype.
     Raises:
-      ValueError: In use, if the head is not such a pair.
+      ValueError: If `scale` is not > 0; in use, if the head is not such a pair.
     References:
       Triantafillou et al., 2020, https://arxiv.org/abs/1903.03096; Snell et al., 2017,
-      https://arxiv.org/abs/1703.05175
+      https://arxiv.org/abs/1703.05175; of the scale, Oreshkin et al., 2018, https://arxiv.org/abs/1805.10123
     """
     checks.function("embed", embed)
+    checks.positive("scale", scale)
 
     def start(params, support):
         inputs, labels = support
@@ -63,7 +66,7 @@ def prototypes(embed: Callable[[PyTree, Any], jax.Array], head: Leaves) -> Start
         members = jax.nn.one_hot(labels, shapes[0][0], dtype=features.dtype)
         counts = jnp.maximum(jnp.sum(members, 0), 1.0)
         centres = members.T @ features / counts[:, None]
-        new = {2: 2.0 * centres.T, 1: -jnp.sum(jnp.square(centres), -1)}
+        new = {2: 2.0 * scale * centres.T, 1: -scale * jnp.sum(jnp.square(centres), -1)}
         return jax.tree.map(lambda m, leaf: new[leaf.ndim].astype(leaf.dtype) if m else leaf, mask, params)
 
     return start

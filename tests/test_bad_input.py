@@ -136,6 +136,11 @@ MALFORMED = {
         ValueError,
         "`repulsion` must be a finite number >=",
     ),
+    "no scale": (
+        lambda: jaxmaml.starts.prototypes(lambda p, x: x, "head", scale=0.0),
+        ValueError,
+        "`scale` must be > 0",
+    ),
     "head that is none": (
         lambda: jaxmaml.proto_maml(
             jaxmaml.cross_entropy(lambda p, x: x), SGD, SGD, num_inner_steps=1, embed=lambda p, x: x, head="theta"

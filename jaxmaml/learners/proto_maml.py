@@ -21,13 +21,14 @@ def proto_maml(
     num_inner_steps: int,
     embed: Callable[[PyTree, Any], jax.Array],
     head: Leaves,
+    scale: float = 1.0,
     **axes: Unpack[Axes],
 ) -> MetaLearner:
     r"""Learn features; start a task's linear head from class prototypes, and adapt all.
 
     The head begins as the classifier by squared distance to the mean features `c_k` of each class,
-    `kernel[:, k] = 2 c_k`, `bias[k] = -||c_k||^2`, and inner steps go on from there. The meta-gradient goes through the
-    prototypes too. Before the first step it is a prototypical network.
+    `kernel[:, k] = 2 s c_k`, `bias[k] = -s ||c_k||^2`, and inner steps go on from there. The meta-gradient goes through
+    the prototypes too. Before the first step it is a prototypical network.
 
     Args:
       loss_fn: `(params, batch) -> loss` or `(loss, aux)`, for batches `(inputs, integer labels)`.
@@ -36,11 +37,12 @@ def proto_maml(
       num_inner_steps: In training; >= 1.
       embed: `(params, inputs) -> features [num_examples, num_features]`, what the head gets.
       head: Which leaves are the head, a kernel `[num_features, num_ways]` and a bias `[num_ways]`.
+      scale: `s`, of the squared distance; smaller where features are many, see `jaxmaml.starts.prototypes`.
       **axes: The other axes of the family: see `jaxmaml.Axes`.
     Returns:
       A `MetaLearner`, as `jaxmaml.maml` does.
     Raises:
-      ValueError: In use, if `head` is not a kernel and a bias that fit the features.
+      ValueError: If `scale` is not > 0; in use, if `head` is not a kernel and a bias that fit the features.
       TypeError, ValueError: As `jaxmaml.maml`.
     Example:
       >>> import functools, jax, jax.numpy as jnp, optax, jaxmaml
@@ -53,6 +55,5 @@ def proto_maml(
     References:
       Triantafillou et al., 2020, https://arxiv.org/abs/1903.03096
     """
-    return make_learner(
-        loss_fn, inner_optimizer, outer_optimizer, num_inner_steps, fixed(axes, start=starts.prototypes(embed, head))
-    )
+    start = starts.prototypes(embed, head, scale)
+    return make_learner(loss_fn, inner_optimizer, outer_optimizer, num_inner_steps, fixed(axes, start=start))

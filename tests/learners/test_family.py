@@ -218,16 +218,17 @@ def test_kronecker_factors_multiply_from_both_sides(x64):
     np.testing.assert_allclose(-updates["conv"], expected.reshape(2, 2, 3, 5), rtol=1e-10)
 
 
-def test_prototypes_are_a_prototypical_network_before_the_first_step(x64):
+@pytest.mark.parametrize("scale", [1.0, 0.1])
+def test_prototypes_are_a_prototypical_network_before_the_first_step(x64, scale):
     params, tasks = family.classification(jnp.float64), family.classification_tasks(1, jnp.float64)
     task = jax.tree.map(lambda leaf: leaf[0], tasks)
-    start = jaxmaml.starts.prototypes(family.embed, "head")(params, task.support)
+    start = jaxmaml.starts.prototypes(family.embed, "head", scale)(params, task.support)
     features, labels = family.embed(params, task.support.inputs), np.asarray(task.support.targets)
     centres = np.stack([np.mean(np.asarray(features)[labels == k], 0) for k in range(3)])
     queries = np.asarray(family.embed(params, task.query.inputs))
     distances = np.sum((queries[:, None] - centres[None]) ** 2, -1)
     logits = family.classify(start, task.query.inputs)
-    np.testing.assert_allclose(jax.nn.softmax(logits), jax.nn.softmax(-distances), rtol=1e-10)
+    np.testing.assert_allclose(jax.nn.softmax(logits), jax.nn.softmax(-scale * distances), rtol=1e-10)
 
 
 def test_proto_maml_differentiates_the_prototypes(x64):
