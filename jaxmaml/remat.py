@@ -32,7 +32,7 @@ def remat_scan(step: Callable, start: PyTree, length: int, remat: str) -> tuple[
     if length == 1:
         # A loop would carry the first parameters, the same for all tasks, as one copy a task.
         carry, out = step(start, jnp.zeros((), int))
-        return carry, jax.tree.map(lambda leaf: leaf[None], out)
+        return carry, jax.tree.map(lambda leaf: jnp.expand_dims(leaf, 0), out)
     return jax.lax.scan(step, start, jnp.arange(length))
 
 
