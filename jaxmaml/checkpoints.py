@@ -70,7 +70,12 @@ class Run(NamedTuple):
 
 
 def start_of(state: MetaState, key: Any) -> Run:
-    """A run that has not begun."""
+    """The run that `fit` begins where there is no checkpoint.
+
+    Args:
+      state: Where it starts, and its best state until a validation.
+      key: Typed or raw; its data is kept, since checkpoints hold arrays alone.
+    """
     data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
     return Run(state, data, jax.tree.map(jnp.copy, state), jnp.float32(-jnp.inf), jnp.int32(0))
 

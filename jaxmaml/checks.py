@@ -29,7 +29,12 @@ def number(name: str, value: Any, at_least: float = -np.inf) -> None:
 
 
 def positive(name: str, value: Any) -> None:
-    """`value` must be a number > 0."""
+    """`value` must be a number > 0.
+
+    Raises:
+      TypeError: If it is no number.
+      ValueError: If it is not finite or not > 0.
+    """
     number(name, value)
     if not value > 0:
         raise ValueError(f"`{name}` must be > 0, got {value}.")

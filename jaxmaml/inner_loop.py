@@ -92,7 +92,11 @@ def masks(params: PyTree, options: Options) -> tuple[PyTree, PyTree]:
 
 
 def start_of(params: PyTree, support: Any, options: Options) -> PyTree:
-    """What adaptation starts from."""
+    """What adaptation to a task starts from: `params`, or what the axis `start` makes of them.
+
+    Raises:
+      ValueError, TypeError: If that is not like `params`.
+    """
     if options.start is None:
         return params
     start = options.start(params, support)

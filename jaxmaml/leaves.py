@@ -68,7 +68,11 @@ def split(params: PyTree, mask: PyTree) -> tuple[PyTree, PyTree]:
 
 
 def merge(chosen: PyTree, rest: PyTree) -> PyTree:
-    """The inverse of `split`."""
+    """Join what `split` parted: `merge(*split(params, mask))` is `params`.
+
+    Args:
+      chosen, rest: Of the same structure; exactly one of them is `None` at each leaf.
+    """
     return jax.tree.map(lambda a, b: b if a is None else a, chosen, rest, is_leaf=lambda x: x is None)
 
 

@@ -21,7 +21,7 @@ def remat_scan(step: Callable, start: PyTree, length: int, remat: str) -> tuple[
       start: The first carry.
       length: Number of steps.
       remat: `"none"`; `"gradients"`: keep carries and what is named `KEPT`; `"steps"`: keep carries;
-        `"recursive"`: keep few carries.
+        `"recursive"`: keep few carries. One step is not looped over, and keeps what `"steps"` does.
     """
     if remat == "recursive" and length > 1:
         return _recursive(step, start, length)
@@ -43,7 +43,7 @@ def _recursive(step: Callable, start: PyTree, length: int) -> tuple[PyTree, PyTr
     levels, `L base` carries for `base^L` steps, each of which is computed at most `L` times before its
     derivative. Steps past `length` are skipped.
     """
-    levels = max(1, math.ceil(round(math.log10(length), 9)))
+    levels = math.ceil(round(math.log10(length), 9))
     base = next(b for b in itertools.count(1) if b**levels >= length)
     first = jnp.zeros((), int)
     skipped = jax.eval_shape(step, start, first)[1]

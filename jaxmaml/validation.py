@@ -85,7 +85,10 @@ def validated(learner: MetaLearner, settings: Validation, run: Run) -> tuple[Run
 
 
 def is_over(settings: Validation | None, run: Run) -> bool:
-    """Whether patience has run out."""
+    """Whether to stop early: `patience` validations, or more, have passed since the best one.
+
+    Never without `settings` or without patience.
+    """
     return settings is not None and settings.patience is not None and int(run.since_best) >= settings.patience
 
 

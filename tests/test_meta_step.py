@@ -72,12 +72,12 @@ def test_memory_is_that_of_all_devices():
         return jnp.sort(jnp.outer(x, x), axis=0) @ x
 
     split = jax.shard_map(function, mesh=mesh, in_specs=jax.P("tasks"), out_specs=jax.P("tasks"))
-    one, all_ = (
+    one, every = (
         reporting.temporaries(jax.jit(f).lower(jnp.ones(n)).compile())
         for f, n in ((function, 64), (split, 64 * mesh.size))
     )
     assert mesh.size > 1
-    assert all_ == mesh.size * one
+    assert every == mesh.size * one
 
 
 @pytest.mark.parametrize("name", ["conv4-omniglot", "conv4-mini"])

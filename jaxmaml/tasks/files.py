@@ -11,7 +11,11 @@ import numpy as np
 
 
 def require(module: str) -> ModuleType:
-    """Import what the extra `data` brings."""
+    """Import a module that the extra `data` brings, such as `"pooch"` or `"PIL.Image"`.
+
+    Raises:
+      ImportError: If it is not installed; the message says how to.
+    """
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -19,7 +23,11 @@ def require(module: str) -> ModuleType:
 
 
 def default_cache() -> pathlib.Path:
-    """The user's cache folder."""
+    """The folder where decoded data sets are kept: pooch's cache for `jaxmaml`, of this user on this system.
+
+    Raises:
+      ImportError: If pooch is not installed.
+    """
     return pathlib.Path(require("pooch").os_cache("jaxmaml"))
 
 
