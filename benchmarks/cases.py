@@ -1,7 +1,7 @@
 """The meta-steps that are timed: model, shapes and step size."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ class Case:
       model: Name of the model, as `benchmarks.rivals` knows it.
       num_ways, num_shots, num_queries, num_tasks: Of a task, and of the step; queries for each class.
       num_inner_steps, step_size: Of gradient descent on the support loss.
+      remat: jaxmaml's; the others have no such choice.
     """
 
     model: str
@@ -31,6 +32,7 @@ class Case:
     num_tasks: int
     num_inner_steps: int
     step_size: float
+    remat: Literal["gradients", "recursive"] = "gradients"
 
     def network(self, plain: bool = False) -> Any:
         """The flax model; `plain` with XLA's own convolution and pooling, as one would write it without jaxmaml."""
@@ -38,6 +40,7 @@ class Case:
         ours = jaxmaml.nn.Conv4
         return {
             "mlp": lambda: jaxmaml.nn.MLP(),
+            "mlp-128": lambda: jaxmaml.nn.MLP((128, 128, 128, 128, 1)),
             "conv4-omniglot": lambda: PlainConv4(self.num_ways, 64, 2) if plain else ours.omniglot(self.num_ways),
             "conv4-mini": lambda: PlainConv4(self.num_ways, 32, 1) if plain else ours.mini_imagenet(self.num_ways),
             "resnet12": lambda: ResNet12(self.num_ways, conv_general_dilated=conv),
@@ -46,7 +49,11 @@ class Case:
 
     def loss_fn(self, plain: bool = False) -> jaxmaml.LossFn:
         apply = self.network(plain).apply
-        return jaxmaml.mean_squared_error(apply) if self.model == "mlp" else jaxmaml.cross_entropy(apply)
+        return jaxmaml.mean_squared_error(apply) if self.regresses else jaxmaml.cross_entropy(apply)
+
+    @property
+    def regresses(self) -> bool:
+        return self.model.startswith("mlp")
 
     def problem(self, dtype: Any = np.float32) -> tuple[Any, jaxmaml.Task]:
         """Parameters and a batch of tasks, in NumPy, from a fixed seed."""
@@ -58,7 +65,7 @@ class Case:
             if self.model == "transformer":
                 return rng.integers(64, size=shape, dtype=np.int32), labels
             inputs = rng.normal(size=shape).astype(dtype)
-            return inputs, rng.normal(size=shape).astype(dtype) if self.model == "mlp" else labels
+            return inputs, rng.normal(size=shape).astype(dtype) if self.regresses else labels
 
         tasks = jaxmaml.Task(batch(self.num_shots), batch(self.num_queries))
         params = self.network().init(jax.random.key(0), tasks.support[0][0])
@@ -67,6 +74,7 @@ class Case:
 
 _SHAPES = {
     "mlp": (1,),
+    "mlp-128": (1,),
     "conv4-omniglot": (28, 28, 1),
     "conv4-mini": (84, 84, 3),
     "resnet12": (32, 32, 3),
@@ -82,6 +90,8 @@ CASES = {
     "sinusoid-5steps": Case("mlp", 1, 10, 10, 25, 5, 0.01),
     "resnet12-5w1s-1step": Case("resnet12", 5, 1, 1, 2, 1, 0.01),
     "transformer-5w5s-5steps": Case("transformer", 5, 5, 5, 16, 5, 0.01),
+    "mlp-100steps": Case("mlp-128", 1, 256, 256, 4, 100, 0.01),
+    "mlp-100steps-recursive": Case("mlp-128", 1, 256, 256, 4, 100, 0.01, remat="recursive"),
 }
 
 

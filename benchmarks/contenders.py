@@ -58,6 +58,7 @@ def _jaxmaml(case: Case, mesh: bool) -> Contender:
             optax.sgd(case.step_size),
             outer_optimizer,
             num_inner_steps=case.num_inner_steps,
+            remat=case.remat,
             mesh=devices,
         )
 

@@ -11,8 +11,8 @@ closed-over values). Three ways:
 * `"first_order"`: take the products to be zero (Finn et al., 2017, section 5.2).
 
 Symmetry holds for true gradients only. A `custom_jvp` or `custom_vjp` rule in the model may define
-something else (a straight-through estimator), so `"mixed"` trusts the `custom_jvp` rules of JAX itself and
-of optax's losses, and falls back to `"reverse"`, with a warning, at any other.
+something else (a straight-through estimator), so `"mixed"` trusts the `custom_jvp` rules of JAX itself,
+of optax's losses and of `jaxmaml.nn`, and falls back to `"reverse"`, with a warning, at any other.
 
 A second differentiation (of `update` by a hyperparameter, say) is exact too: the forward pass is plain JAX, and
 so is then differentiated in reverse, with reverse mode's memory.
@@ -37,8 +37,8 @@ InnerGradient = Callable[[PyTree, Any], tuple[jax.Array, Any, PyTree]]
 
 # Packages whose custom rules are the true derivatives of their functions, and where they are installed.
 _TRUSTED = tuple(
-    (pathlib.Path(str(module.__file__)).parents[1], prefix)
-    for module, prefix in ((jax, "jax."), (optax, "optax.losses."))
+    (pathlib.Path(str(file)).parents[1], prefix)
+    for file, prefix in ((jax.__file__, "jax."), (optax.__file__, "optax.losses."), (__file__, "jaxmaml.nn."))
 )
 
 

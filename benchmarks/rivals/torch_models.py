@@ -52,7 +52,7 @@ def tensor(array: np.ndarray) -> torch.Tensor:
 def loss(model: str, params: Params, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Mean squared error of the regressor, mean cross-entropy of the classifiers."""
     output = apply(model, params, x)
-    return F.mse_loss(output, y) if model == "mlp" else F.cross_entropy(output, y)
+    return F.mse_loss(output, y) if model.startswith("mlp") else F.cross_entropy(output, y)
 
 
 def apply(model: str, params: Params, x: torch.Tensor) -> torch.Tensor:
@@ -109,6 +109,7 @@ def transformer(params: Params, tokens: torch.Tensor, heads: int = 4) -> torch.T
 
 MODELS = {
     "mlp": mlp,
+    "mlp-128": mlp,
     "conv4-omniglot": conv4_omniglot,
     "conv4-mini": conv4_mini,
     "resnet12": resnet12,

@@ -1,6 +1,5 @@
 """Normalisation and pooling for models that are adapted to one task at a time."""
 
-import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -171,11 +170,12 @@ def normalised_layer(layer, x, bias, pool, epsilon):
     whole = jax.eval_shape(layer, x)
     bytes_per_example = 2 * whole.dtype.itemsize * math.prod(whole.shape[1:])
     if group_size(x.shape[0], bytes_per_example) == x.shape[0]:
-        return pool(batch_norm(layer(x), None, bias, epsilon))
-    pooled, means, variances = map_groups(group, x, bytes_per_example)
-    pooled = pooled.reshape(x.shape[0], *pooled.shape[2:])
-    mean = jnp.mean(means, 0)
-    variance = jnp.mean(variances, 0) + jnp.mean(jnp.square(means - mean[None]), 0)
+        pooled, mean, variance = group(x)
+    else:
+        pooled, means, variances = map_groups(group, x, bytes_per_example)
+        pooled = pooled.reshape(x.shape[0], *pooled.shape[2:])
+        mean = jnp.mean(means, 0)
+        variance = jnp.mean(variances, 0) + jnp.mean(jnp.square(means - mean[None]), 0)
     centred = pooled - jnp.expand_dims(mean, tuple(range(pooled.ndim - 1)))
     return _scaled(centred, variance, None, bias, epsilon)
 
@@ -205,6 +205,33 @@ def max_pool(x: jax.Array, window: int = 2) -> jax.Array:
     rows, columns = height // window, width // window
     if rows == 0 or columns == 0:
         raise ValueError(f"`x` must be at least {window} x {window} pixels, got {height} x {width}.")
-    x = x[:, : rows * window, : columns * window].reshape(batch, rows, window, columns, window, channels)
-    pixels = [x[:, :, row, :, column] for row, column in itertools.product(range(window), repeat=2)]
-    return functools.reduce(lambda best, other: jnp.where((other > best) | jnp.isnan(other), other, best), pixels)
+    return _maximum(x[:, : rows * window, : columns * window].reshape(batch, rows, window, columns, window, channels))
+
+
+@jax.custom_jvp
+def _maximum(windows: jax.Array) -> jax.Array:
+    """The maximum over the window axes of `[N, rows, window, columns, window, C]`."""
+    return _first_maximum(windows)[0]
+
+
+@_maximum.defjvp
+def _maximum_jvp(primals, tangents):
+    # A masked sum, for the transpose of that is one broadcast; that of a pick of pixels pads every one of them.
+    place = _first_maximum(*primals)[1]
+    side = primals[0].shape[2]
+    places = jnp.arange(side**2).reshape(1, 1, side, 1, side, 1)
+    picked = jnp.sum(jnp.where(place[:, :, None, :, None] == places, tangents[0], 0), (2, 4))
+    return _maximum(*primals), picked
+
+
+def _first_maximum(windows: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Maximum, and the number of the first pixel of its window that has it."""
+    side = windows.shape[2]
+    pixels = [windows[:, :, row, :, column] for row, column in itertools.product(range(side), repeat=2)]
+    best, place = pixels[0], jnp.zeros(pixels[0].shape, jnp.int32)
+    for number, other in enumerate(pixels[1:], start=1):
+        better = (other > best) | jnp.isnan(other)
+        best, place = jnp.where(better, other, best), jnp.where(better, number, place)
+    # A remainder, though it changes nothing: XLA takes one for expensive and keeps it, where it would compare the
+    # pixels again for each pixel of the window (0.37 instead of 0.17 ms for a slope of three 84 x 84 x 32 images).
+    return best, jax.lax.rem(place, jnp.full_like(place, side**2 + 1))
