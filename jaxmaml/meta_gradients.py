@@ -35,7 +35,7 @@ def backpropagation(value: Callable) -> MetaGradient:
     """Differentiate the sum of `value(meta, task, key, step) -> (scalar, Outcome)`."""
 
     def total(meta, step, tasks_and_keys, weights):
-        values, out = jax.vmap(lambda tk: value(meta, *tk, step))(tasks_and_keys)
+        values, out = _over(tasks_and_keys, lambda task, key: value(meta, task, key, step))
         return jnp.sum(weights.astype(values.dtype) * values), out
 
     def gradient(meta, step, tasks_and_keys, weights):
@@ -146,7 +146,15 @@ def after(first_order_steps: int, exact: MetaGradient, first_order: MetaGradient
 
 def _each_task(of_task: Callable) -> MetaGradient:
     def gradient(meta, step, tasks_and_keys, weights):
-        out, grads = jax.vmap(lambda tk: of_task(meta, step, *tk))(tasks_and_keys)
+        out, grads = _over(tasks_and_keys, lambda task, key: of_task(meta, step, task, key))
         return out, jax.tree.map(lambda g: jnp.einsum("t,t...->...", weights.astype(g.dtype), g), grads)
 
     return gradient
+
+
+def _over(tasks_and_keys: tuple[PyTree, PyTree], function: Callable) -> PyTree:
+    """`function` of each task, by `vmap`; but one alone is not batched: XLA makes faster programs without the axis."""
+    if jax.tree.leaves(tasks_and_keys)[0].shape[0] > 1:
+        return jax.vmap(function)(*tasks_and_keys)
+    out = function(*jax.tree.map(lambda leaf: leaf[0], tasks_and_keys))
+    return jax.tree.map(lambda leaf: jnp.expand_dims(leaf, 0), out)
