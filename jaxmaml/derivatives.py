@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import optax
 from jax.extend import core as jex_core
 
+from jaxmaml import leaves
 from jaxmaml.types import LossFn, PyTree
 
 #: `(params, batch) -> (loss, aux, grads)`.
@@ -68,14 +69,14 @@ def inner_gradient(loss_fn: LossFn, derivative: str) -> InnerGradient:
             )
             return reverse(params, batch)
         # A rule may not close over tracers: what loss_fn closes over becomes an explicit argument.
-        leaves, aux_treedef = jax.tree.leaves(batch), jax.tree.structure(aux_shape)
+        examples, aux_treedef = jax.tree.leaves(batch), jax.tree.structure(aux_shape)
 
         def loss_and_aux(params, arguments):
-            inputs, consts = arguments[: len(leaves)], arguments[len(leaves) :]
+            inputs, consts = arguments[: len(examples)], arguments[len(examples) :]
             loss, *aux = jax.core.eval_jaxpr(closed.jaxpr, consts, *jax.tree.leaves(params), *inputs)
             return loss, jax.tree.unflatten(aux_treedef, aux)
 
-        return _forward_over_reverse(loss_and_aux)(params, [*leaves, *closed.consts])
+        return _forward_over_reverse(loss_and_aux)(params, [*examples, *closed.consts])
 
     return {"mixed": mixed, "reverse": reverse, "first_order": first_order}[derivative]
 
@@ -94,14 +95,14 @@ def _forward_over_reverse(loss_and_aux):
         # Only what is being differentiated gets a cotangent: seldom the batch, never its labels.
         moving = [a.value if a.perturbed else None for a in arguments]
         resting = [None if a.perturbed else a.value for a in arguments]
-        return plain(params, _merge(moving, resting)), (params, moving, resting)
+        return plain(params, leaves.merge(moving, resting)), (params, moving, resting)
 
     def backward(residuals, cotangents):
         params, moving, resting = residuals
         loss_bar, aux_bar, grads_bar = cotangents
 
         def loss_of(params, moving):
-            return loss_and_aux(params, _merge(moving, resting))
+            return loss_and_aux(params, leaves.merge(moving, resting))
 
         def gradients(params):
             return jax.grad(loss_of, argnums=(0, 1), has_aux=True)(params, moving)[0]
@@ -119,10 +120,6 @@ def _forward_over_reverse(loss_and_aux):
 
     gradient.defvjp(forward, backward, symbolic_zeros=True)
     return gradient
-
-
-def _merge(moving: list, resting: list) -> list:
-    return [r if m is None else m for m, r in zip(moving, resting, strict=True)]
 
 
 def _is_symbolic_zero(x) -> bool:

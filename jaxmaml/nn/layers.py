@@ -219,7 +219,7 @@ def _maximum_jvp(primals, tangents):
     # A masked sum, for the transpose of that is one broadcast; that of a pick of pixels pads every one of them.
     place = _first_maximum(*primals)[1]
     side = primals[0].shape[2]
-    places = jnp.arange(side**2).reshape(1, 1, side, 1, side, 1)
+    places = jnp.arange(side**2, dtype=place.dtype).reshape(1, 1, side, 1, side, 1)
     picked = jnp.sum(jnp.where(place[:, :, None, :, None] == places, tangents[0], 0), (2, 4))
     return _maximum(*primals), picked
 
