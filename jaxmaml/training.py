@@ -1,7 +1,6 @@
-"""The training loop: many outer steps in one dispatch, with the sampler inside."""
+"""The training loop: dispatches of many outer steps, and what the host does between them."""
 
 import contextlib
-import functools
 import time
 from collections.abc import Callable, Iterable
 
@@ -14,6 +13,7 @@ from jaxmaml import checkpoints as checkpointing
 from jaxmaml import checks
 from jaxmaml import validation as validating
 from jaxmaml.checkpoints import Checkpoints, Store
+from jaxmaml.dispatch import draw, take_steps
 from jaxmaml.metrics import Writer
 from jaxmaml.metrics import check as check_writers
 from jaxmaml.progress import progress_bar
@@ -135,7 +135,7 @@ def fit(
         while (begin := int(run.state.step)) < end and not validating.is_over(validation, run):
             began = time.perf_counter()
             count = min(steps_per_dispatch, end - begin)
-            state, taken = _take_steps(learner, run.state, sample_task, key, steps_per_dispatch, num_tasks, count)
+            state, taken = take_steps(learner, run.state, sample_task, key, steps_per_dispatch, num_tasks, count)
             history, is_finite = _first(count, jax.device_get(taken))
             run = run._replace(state=state)
             histories.append(history)
@@ -174,38 +174,13 @@ def _means(history: MetaInfo) -> dict[str, float]:
 
 def _tasks(sample_task: Sampler, key: chex.PRNGKey, num_tasks: int):
     """Shapes and dtypes of a batch of tasks."""
-    return jax.eval_shape(lambda sample, key: jax.vmap(sample)(jax.random.split(key, num_tasks)), sample_task, key)
+    return jax.eval_shape(lambda sample, key: draw(sample, key, num_tasks, 0), sample_task, key)
 
 
 def _no_history(learner, state, sample_task, key, num_tasks) -> MetaInfo:
     """That of a run that had ended before this call."""
-    shapes = jax.eval_shape(lambda s: _take_steps(learner, s, sample_task, key, 1, num_tasks, 1)[1][0], state)
+    shapes = jax.eval_shape(lambda s: take_steps(learner, s, sample_task, key, 1, num_tasks, 1)[1][0], state)
     return jax.tree.map(lambda leaf: np.zeros((0, *leaf.shape[1:]), leaf.dtype), shapes)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 4, 5), donate_argnums=1)
-def _take_steps(learner, state, sample_task, key, capacity, num_tasks, count):
-    """`count <= capacity` steps. The count is no constant, so that any number of them is compiled and rounds alike."""
-
-    @jax.jit  # Traced once, for its shapes and for the loop.
-    def step(state: MetaState):
-        keys = jax.random.split(jax.random.fold_in(key, state.step), num_tasks)
-        tasks = jax.vmap(sample_task)(keys)
-        new_state, info = learner.update(state, tasks)
-        means = jax.tree.map(lambda x: jnp.mean(x, 0), info._replace(grad_norm=info.grad_norm[None]))
-        # A step that is not finite is not taken, so that the state it started from survives.
-        checked = jax.tree.leaves((means.query_loss, means.grad_norm, new_state.params, new_state.rule_params))
-        is_finite = jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in checked]))
-        return jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), new_state, state), (means, is_finite)
-
-    def record(index, carry):
-        state, history = carry
-        state, now = step(state)
-        return state, jax.tree.map(lambda h, n: h.at[index].set(n), history, now)
-
-    _, shapes = jax.eval_shape(step, state)
-    history = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), shapes)
-    return jax.lax.fori_loop(0, count, record, (state, history))
 
 
 def _copy(state: MetaState) -> MetaState:

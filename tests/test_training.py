@@ -8,6 +8,7 @@ import optax
 import pytest
 
 import jaxmaml
+from jaxmaml import dispatch
 from tests import problems
 
 SAMPLE = jaxmaml.tasks.sinusoid(5, 5)
@@ -46,6 +47,18 @@ def test_halves_and_other_dispatches_give_the_same_bits(learner):
     np.testing.assert_array_equal(history.query_loss, np.concatenate([first.query_loss, second.query_loss]))
     other, _ = fit(learner, state, 12, steps_per_dispatch=1)
     chex.assert_trees_all_equal(whole, other)
+
+
+def test_tasks_are_drawn_ahead_only_where_they_are_small():
+    """Blocks of steps whose tasks are drawn at once: the most that divide a dispatch, in 128 kB."""
+
+    def ahead(num_points, capacity):
+        sample = jaxmaml.tasks.sinusoid(num_points, num_points)
+        return dispatch._steps_ahead(jax.eval_shape(lambda: dispatch.draw(sample, KEY, 4, 0)), capacity)
+
+    assert [ahead(8, capacity) for capacity in (1, 7, 12, 100, 4096)] == [1, 7, 12, 10, 16]
+    assert ahead(400, 100) == 5
+    assert ahead(4000, 100) == 1
 
 
 def test_equal_calls_compile_once():
