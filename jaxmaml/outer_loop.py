@@ -10,6 +10,7 @@ import optax
 from jaxmaml import checks, leaves, meta_gradients, objectives
 from jaxmaml.inner_loop import make_inner_loop, masks, of_step
 from jaxmaml.options import Axes, Evolution, Implicit, Options, complete
+from jaxmaml.products import reordered
 from jaxmaml.query_chunks import mean_over_chunks
 from jaxmaml.rules import as_inner_rule, check_differentiable_at_zero
 from jaxmaml.task_axis import over_tasks
@@ -35,7 +36,8 @@ def make_learner(
     loss_fn = _with_precision(checks.with_checked_output(loss_fn), options.matmul_precision)
     inner_loop = make_inner_loop(loss_fn, rule, options)
     outer = optax.with_extra_args_support(outer_optimizer)
-    mean_gradient = over_tasks(_meta_gradient(loss_fn, rule, training_steps, options), options.chunk_size, options.mesh)
+    gradient = reordered(_meta_gradient(loss_fn, rule, training_steps, options), options.mesh is not None)
+    mean_gradient = over_tasks(gradient, options.chunk_size, options.mesh)
 
     def init(params: PyTree) -> MetaState:
         params = checks.params(params)

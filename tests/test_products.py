@@ -1,0 +1,71 @@
+"""Products are put into the form that is fast, and stay what they are."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.extend import core as jex_core
+
+import jaxmaml
+from jaxmaml.products import reordered
+from tests import problems
+
+
+def slopes(jaxpr):
+    """How many products sum over the rows of both operands."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            (x_rows, y_rows), (batch, _) = eqn.params["dimension_numbers"]
+            total += x_rows == y_rows == (len(batch),)
+        total += sum(slopes(inside) for inside in jex_core.jaxprs_in_params(eqn.params))
+    return total
+
+
+def slope(x, y):
+    return jnp.einsum("ri,ro->io", x, y)
+
+
+def in_a_loop(x, y):
+    """In a scan, in a branch, batched."""
+
+    def step(total, y):
+        product = jax.lax.cond(y[0, 0] > 0, slope, lambda x, y: 2 * slope(x, y), x, y)
+        return total + product, jax.vmap(slope)(jnp.stack([x, 2 * x]), jnp.stack([y, y + 1]))
+
+    return jax.lax.scan(step, jnp.zeros((x.shape[1], y.shape[1])), jnp.stack([y, -y]))
+
+
+@pytest.mark.parametrize("function", [slope, in_a_loop])
+@pytest.mark.parametrize(("columns", "other_columns"), [(6, 2), (2, 6), (4, 4)])
+def test_reordered_products_are_the_same(function, columns, other_columns):
+    rng = np.random.default_rng(0)
+    x, y = (jnp.asarray(rng.normal(size=(8, n)), jnp.float32) for n in (columns, other_columns))
+    ours = reordered(function, one_thread=False)
+    assert slopes(jax.make_jaxpr(function)(x, y).jaxpr) > 0
+    assert slopes(jax.make_jaxpr(ours)(x, y).jaxpr) == 0
+    for a, b in zip(*(jax.tree.leaves(jax.jit(f)(x, y)) for f in (ours, function)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "one_thread", "is_reordered"),
+    [
+        (32, (8, 8), False, True),  # few rows
+        (64, (8, 8), True, False),
+        (64, (32, 8), False, False),  # what a thread for each core is fast at
+        (64, (32, 8), True, True),
+        (64, (8, 32), True, True),
+        (64, (4096, 128), True, False),  # a result that leaves the cache
+    ],
+)
+def test_which_products_gain(rows, columns, one_thread, is_reordered):
+    shapes = [jax.ShapeDtypeStruct((rows, n), jnp.float32) for n in columns]
+    assert (slopes(jax.make_jaxpr(reordered(slope, one_thread))(*shapes).jaxpr) == 0) == is_reordered
+
+
+def test_an_outer_step_has_them_reordered():
+    params, tasks = problems.mlp_params(), problems.mlp_tasks(2)
+    learner = jaxmaml.maml(problems.mlp_loss, optax.sgd(0.1), optax.sgd(1.0), num_inner_steps=2)
+    assert slopes(jax.make_jaxpr(learner.update)(learner.init(params), tasks).jaxpr) == 0
