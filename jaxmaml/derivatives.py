@@ -7,7 +7,8 @@ closed-over values). Three ways:
 * `"reverse"`: let JAX differentiate the backward pass in reverse. Exact; keeps its intermediates.
 * `"mixed"`: second derivatives are symmetric, so both products are the derivative of
   `(grad_theta L, grad_eta L)` along `v` in `theta`: one forward-over-reverse pass and nothing kept but
-  `theta` and `eta` (Kemaev et al., 2025, https://arxiv.org/abs/2505.00793). Exact.
+  `theta` and `eta` (Kemaev et al., 2025, https://arxiv.org/abs/2505.00793). Exact. Where memory is no matter, what
+  the gradient computed anyway is kept for that pass, and two of its eight products a layer are saved.
 * `"first_order"`: take the products to be zero (Finn et al., 2017, section 5.2).
 
 Symmetry holds for true gradients only. A `custom_jvp` or `custom_vjp` rule in the model may define
@@ -43,12 +44,13 @@ _TRUSTED = tuple(
 )
 
 
-def inner_gradient(loss_fn: LossFn, derivative: str) -> InnerGradient:
+def inner_gradient(loss_fn: LossFn, derivative: str, linearized: bool = False) -> InnerGradient:
     """Build `(params, batch) -> (loss, aux, grads)`, differentiated in turn as `derivative` says.
 
     Args:
       loss_fn: `(params, batch) -> (loss, aux)`.
       derivative: `"mixed"`, `"reverse"` or `"first_order"`; see the module's docstring.
+      linearized: In `"mixed"`, keep what the derivative shares with the gradient instead of computing it again.
     """
 
     def reverse(params, batch):
@@ -76,12 +78,12 @@ def inner_gradient(loss_fn: LossFn, derivative: str) -> InnerGradient:
             loss, *aux = jax.core.eval_jaxpr(closed.jaxpr, consts, *jax.tree.leaves(params), *inputs)
             return loss, jax.tree.unflatten(aux_treedef, aux)
 
-        return _forward_over_reverse(loss_and_aux)(params, [*examples, *closed.consts])
+        return _forward_over_reverse(loss_and_aux, linearized)(params, [*examples, *closed.consts])
 
     return {"mixed": mixed, "reverse": reverse, "first_order": first_order}[derivative]
 
 
-def _forward_over_reverse(loss_and_aux):
+def _forward_over_reverse(loss_and_aux, linearized: bool):
     """`value_and_grad` in the first argument, whose own derivative is forward over reverse."""
 
     def plain(params, arguments):
@@ -90,30 +92,41 @@ def _forward_over_reverse(loss_and_aux):
 
     gradient = jax.custom_vjp(plain)
 
+    def gradients_at(moving, resting):
+        """`params -> (gradients by params and moving, (loss, aux))`."""
+
+        def gradients(params):
+            loss_of = lambda params, moving: loss_and_aux(params, leaves.merge(moving, resting))  # noqa: E731
+            value, grads = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)(params, moving)
+            return grads, value
+
+        return gradients
+
     def forward(params, arguments):
         params = jax.tree.map(lambda p: p.value, params)
         # Only what is being differentiated gets a cotangent: seldom the batch, never its labels.
         moving = [a.value if a.perturbed else None for a in arguments]
         resting = [None if a.perturbed else a.value for a in arguments]
-        return plain(params, leaves.merge(moving, resting)), (params, moving, resting)
+        if not linearized:
+            return plain(params, leaves.merge(moving, resting)), (params, moving, resting, None)
+        (grads, _), derivative, (loss, aux) = jax.linearize(gradients_at(moving, resting), params, has_aux=True)
+        return (loss, aux, grads), (params, moving, resting, derivative)
 
     def backward(residuals, cotangents):
-        params, moving, resting = residuals
+        params, moving, resting, derivative = residuals
         loss_bar, aux_bar, grads_bar = cotangents
-
-        def loss_of(params, moving):
-            return loss_and_aux(params, leaves.merge(moving, resting))
-
-        def gradients(params):
-            return jax.grad(loss_of, argnums=(0, 1), has_aux=True)(params, moving)[0]
-
+        gradients = gradients_at(moving, resting)
         along = jax.tree.map(_instantiate, grads_bar, is_leaf=_is_symbolic_zero)
-        first, bars = jax.jvp(gradients, (params,), (along,))
+        if derivative is None:
+            first, bars, _ = jax.jvp(gradients, (params,), (along,), has_aux=True)
+        else:
+            first, bars = None, derivative(along)
         if not _is_symbolic_zero(loss_bar):
+            first = gradients(params)[0] if first is None else first
             bars = jax.tree.map(lambda bar, g: bar + loss_bar.astype(g.dtype) * g, bars, first)
         if not all(map(_is_symbolic_zero, jax.tree.leaves(aux_bar, is_leaf=_is_symbolic_zero))):
             # An outer objective uses the auxiliary output: rare, so it pays for a pass of its own.
-            _, pull_back = jax.vjp(lambda p, m: loss_of(p, m)[1], params, moving)
+            _, pull_back = jax.vjp(lambda p, m: loss_and_aux(p, leaves.merge(m, resting))[1], params, moving)
             aux_bar = jax.tree.map(_instantiate, aux_bar, is_leaf=_is_symbolic_zero)
             bars = jax.tree.map(jnp.add, bars, pull_back(aux_bar))
         return bars

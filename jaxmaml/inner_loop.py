@@ -13,7 +13,7 @@ from jaxmaml import checks, leaves
 from jaxmaml.derivatives import inner_gradient
 from jaxmaml.minibatches import minibatches
 from jaxmaml.options import Implicit, Options
-from jaxmaml.remat import KEPT, remat_scan
+from jaxmaml.remat import KEPT, keeps_all, remat_scan
 from jaxmaml.types import AdaptTrace, InnerRule, PyTree
 
 #: `((params, rule_params), support, num_inner_steps, key, observe) -> (fast_params, AdaptTrace)`.
@@ -40,6 +40,7 @@ def make_inner_loop(loss_fn: Callable[..., Any], rule: InnerRule, options: Optio
         params, rule_params = meta
         params = start_of(params, support, options)
         first, frozen = leaves.split(params, masks(params, options)[0])
+        linearized = keeps_all(num_inner_steps, options.remat)
         batch_at = minibatches(support, options.inner_batch_size, num_inner_steps, key)
 
         def watch(fast_params: PyTree, index: Any) -> Any:
@@ -56,7 +57,7 @@ def make_inner_loop(loss_fn: Callable[..., Any], rule: InnerRule, options: Optio
                 return loss, aux
 
             batch = batch_at(index)
-            loss, aux, grads = inner_gradient(support_loss, derivative)(fast_params, batch)
+            loss, aux, grads = inner_gradient(support_loss, derivative, linearized)(fast_params, batch)
             grads = checkpoint_name(grads, KEPT)
             updates, rule_state = rule.update(
                 grads,

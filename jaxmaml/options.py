@@ -73,7 +73,7 @@ class Execution(TypedDict, total=False):
         `"gradients"`, the default: parameters and optimizer state before each inner step, and those inner
         gradients that the optimizer's derivative needs. `"steps"`: not the gradients. `"recursive"`:
         parameters and state of some steps only, about `L K^(1/L)` of `K` with `L = ceil(log10 K)`, and up to
-        `L - 1` inner loops again. `"none"`: all that JAX would keep.
+        `L - 1` inner loops again. `"none"`: all that JAX would keep; what `"gradients"` means for one step.
       matmul_precision: Of the products in `loss_fn`, as `jax.default_matmul_precision` takes it:
         `"bfloat16"`, `"tensorfloat32"`, `"float32"`, `"BF16_BF16_F32"` ...; `None`, the default, for the
         platform's own.

@@ -13,6 +13,14 @@ from jaxmaml.types import PyTree
 KEPT = "inner_gradient"
 
 
+def keeps_all(length: int, remat: str) -> bool:
+    """Whether the derivative of the loop finds all it needs, and computes nothing again.
+
+    By default one step alone does: it has no other step's memory to pay for.
+    """
+    return remat == "none" or (remat == "gradients" and length == 1)
+
+
 def remat_scan(step: Callable, start: PyTree, length: int, remat: str) -> tuple[PyTree, PyTree]:
     """`lax.scan(step, start, arange(length))`, rematerialised as `remat` says.
 
@@ -21,11 +29,11 @@ def remat_scan(step: Callable, start: PyTree, length: int, remat: str) -> tuple[
       start: The first carry.
       length: Number of steps.
       remat: `"none"`; `"gradients"`: keep carries and what is named `KEPT`; `"steps"`: keep carries;
-        `"recursive"`: keep few carries. One step is not looped over, and keeps what `"steps"` does.
+        `"recursive"`: keep few carries. One step is not looped over; see `keeps_all`.
     """
     if remat == "recursive" and length > 1:
         return _recursive(step, start, length)
-    if remat != "none":
+    if not keeps_all(length, remat):
         names = [KEPT] if remat == "gradients" else []
         policy = jax.checkpoint_policies.save_only_these_names(*names)
         step = jax.checkpoint(step, policy=policy, prevent_cse=False)

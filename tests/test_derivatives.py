@@ -257,3 +257,19 @@ def test_the_derivative_of_the_batch_is_not_computed_unasked():
         return gradient.lower(params, batch).compile().cost_analysis()["flops"]
 
     assert flops(with_batch=False) < 0.9 * flops(with_batch=True)
+
+
+def test_one_inner_step_computes_nothing_again():
+    """By default the derivative of the only inner step keeps what the gradient computed, by layers 9 products of 11."""
+
+    def products(**options):
+        learner = problems.maml(problems.mlp_loss, num_inner_steps=1, chunk_size=1, **options)
+        return program(learner).count("dot_general")
+
+    def program(learner):
+        return str(jax.make_jaxpr(learner.update)(learner.init(problems.mlp_params()), problems.mlp_tasks(1)))
+
+    layers = len(problems.mlp_params())
+    assert products(remat="none") == products()
+    # Not that of the first layer's input, which has no slope.
+    assert products(remat="steps") - products() >= 2 * layers - 1
