@@ -1,8 +1,8 @@
 """Normalisation and pooling for models that are adapted to one task at a time."""
 
 import itertools
-import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from flax import linen
 
 from jaxmaml import checks
 from jaxmaml.nn.streaming import group_size, map_groups
+from jaxmaml.working_set import peak_bytes
 
 
 def batch_norm(
@@ -100,7 +101,8 @@ class BatchNorm(linen.Module):
 
     The original MAML code shifts but does not scale. Called as `BatchNorm()(x, layer, pool)` it gives
     `pool(batch_norm(layer(x)))`, without a scale without ever holding all of `layer(x)` on a CPU: see
-    `normalised_layer`. `num_support` is that of `batch_norm`.
+    `normalised_layer`. `num_support` is that of `batch_norm`. With `defer=True` it gives `(y, normalise)` instead,
+    where `normalise(y)` is the same: for the next layer, which then normalises its own groups of examples.
 
     Statistics of other batches, such as running averages, are a variable collection `"batch_stats"`, as elsewhere in
     flax: where it is given, examples are normalised by it; where it is mutable, the batch's own are written to it.
@@ -131,7 +133,8 @@ class BatchNorm(linen.Module):
         layer: Callable[[jax.Array], jax.Array] | None = None,
         pool: Callable[[jax.Array], jax.Array] | None = None,
         num_support: int | None = None,
-    ) -> jax.Array:
+        defer: bool = False,
+    ) -> Any:
         normed = x if layer is None else jax.eval_shape(layer, x)
         channels = normed.shape[-1:]
         scale = self.param("scale", linen.initializers.ones, channels, normed.dtype) if self.use_scale else None
@@ -141,8 +144,12 @@ class BatchNorm(linen.Module):
         reads = self.has_variable("batch_stats", "mean") and not writes
         # Pooling commutes with positive scales only.
         if layer is not None and scale is None and num_support is None and not writes and not reads:
-            return normalised_layer(layer, x, bias, pool, self.epsilon)
-        y = x if layer is None else layer(x)
+            pooled, normalise = normalised_layer(layer, x, bias, pool, self.epsilon)
+            return (pooled, normalise) if defer else normalise(pooled)
+        normalised = self._whole(x if layer is None else layer(x), scale, bias, pool, num_support, writes, reads)
+        return (normalised, lambda y: y) if defer else normalised
+
+    def _whole(self, y, scale, bias, pool, num_support, writes, reads) -> jax.Array:
         if not writes and not reads:
             return pool(batch_norm(y, scale, bias, self.epsilon, num_support))
         names = ("mean", "var")
@@ -155,7 +162,10 @@ class BatchNorm(linen.Module):
 
 
 def normalised_layer(layer, x, bias, pool, epsilon):
-    r"""`pool(batch_norm(layer(x), bias=bias))` for a `layer` of single examples and a monotone `pool`.
+    r"""`(y, normalise)` with `normalise(y)` equal to `pool(batch_norm(layer(x), bias=bias))`.
+
+    For a `layer` of single examples and a monotone `pool`; `normalise` takes any of the examples, by the statistics of
+    all.
 
     Examples are taken in groups: each gives its pooled outputs, the mean of `layer(x)` and the variance
     around it, `var = mean_g var_g + var_g mean_g`. Pooling comes first, since a maximum commutes with the
@@ -167,8 +177,7 @@ def normalised_layer(layer, x, bias, pool, epsilon):
         mean, variance, _ = _moments(y, None)
         return pool(y), mean, variance
 
-    whole = jax.eval_shape(layer, x)
-    bytes_per_example = 2 * whole.dtype.itemsize * math.prod(whole.shape[1:])
+    bytes_per_example = peak_bytes(jax.make_jaxpr(group)(x[:1]).jaxpr)
     if group_size(x.shape[0], bytes_per_example) == x.shape[0]:
         pooled, mean, variance = group(x)
     else:
@@ -176,8 +185,12 @@ def normalised_layer(layer, x, bias, pool, epsilon):
         pooled = pooled.reshape(x.shape[0], *pooled.shape[2:])
         mean = jnp.mean(means, 0)
         variance = jnp.mean(variances, 0) + jnp.mean(jnp.square(means - mean[None]), 0)
-    centred = pooled - jnp.expand_dims(mean, tuple(range(pooled.ndim - 1)))
-    return _scaled(centred, variance, None, bias, epsilon)
+
+    def normalise(pooled):
+        centred = pooled - jnp.expand_dims(mean, tuple(range(pooled.ndim - 1)))
+        return _scaled(centred, variance, None, bias, epsilon)
+
+    return pooled, normalise
 
 
 def max_pool(x: jax.Array, window: int = 2) -> jax.Array:

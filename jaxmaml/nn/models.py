@@ -126,6 +126,8 @@ class Conv4(linen.Module):
         if support is not None:
             first = support.shape[0]
             x = jnp.concatenate([support, x])
+        # What is still to be done to a block's outputs is done by the next block, in its groups of examples.
+        rest = _identity
         for index in range(4):
             conv = linen.Conv(
                 self.features,
@@ -138,26 +140,38 @@ class Conv4(linen.Module):
                 conv(x)
             module, variables = conv.unbind()
             apply: Callable[..., Any] = module.apply
-            layer = functools.partial(apply, variables)
+            layer = _composed(functools.partial(apply, variables), rest)
             pool = max_pool if self.pool else None
             if self.normalisation == "batch":
                 norm = BatchNorm(use_scale=self.use_scale)
-                x = norm(x, layer, pool, first or None)
+                x, normalise = norm(x, layer, pool, first or None, defer=True)
+                rest = _composed(linen.relu, normalise)
             else:
                 groups = 8 if self.normalisation == "group" else 1
                 norm = linen.GroupNorm(groups, use_scale=self.use_scale, epsilon=1e-3)
-                x = norm(layer(x)) if pool is None else pool(norm(layer(x)))
-            x = linen.relu(x)
+                x = linen.relu(norm(layer(x)) if pool is None else pool(norm(layer(x))))
+                rest = _identity
+            if self.warp or (self.num_context and index == 2):
+                x, rest = rest(x), _identity
             if self.num_context and index == 2:
                 context = self.param("context", linen.initializers.zeros, (self.num_context,), x.dtype)
                 scale, shift = jnp.split(linen.Dense(2 * self.features, name="film")(context), 2)
                 x = x * (1.0 + scale)[None, None, None] + shift[None, None, None]
             if self.warp:
                 x = _warp(x, index)
+        x = rest(x)
         x = jnp.mean(x, axis=(1, 2)) if self.spatial_mean else x.reshape(x.shape[0], -1)
         x = x[first:]
         dense = linen.Dense(self.num_ways, kernel_init=self.head_init)
         return dense(x) if head else x
+
+
+def _identity(x: jax.Array) -> jax.Array:
+    return x
+
+
+def _composed(outer: Callable[[jax.Array], jax.Array], inner: Callable[[jax.Array], jax.Array]):
+    return lambda x: outer(inner(x))
 
 
 def _warp(x: jax.Array, index: int) -> jax.Array:

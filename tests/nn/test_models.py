@@ -12,7 +12,7 @@ from flax import linen
 from jax import lax
 
 import jaxmaml
-from jaxmaml.nn import MLP, BatchNorm, Conv4, batch_norm, max_pool, streaming
+from jaxmaml.nn import MLP, BatchNorm, Conv4, batch_norm, layers, max_pool, streaming
 
 
 def test_batch_norm_equals_flax():
@@ -144,9 +144,46 @@ def test_streamed_normalisation_is_batch_norm(x64, monkeypatch):
 
     expected = all_of(plain)
     for size in (1, 2, 3, 6):
-        monkeypatch.setattr(streaming, "_GROUP_BYTES", size * 16 * 3 * 8 * 2)
+        in_groups_of(size, monkeypatch)
         for a, b in zip(all_of(streamed), expected, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12)
+
+
+def in_groups_of(size, monkeypatch):
+    for module in (streaming, layers):
+        monkeypatch.setattr(module, "group_size", lambda num_examples, bytes_per_example: min(size, num_examples))
+
+
+@pytest.mark.parametrize("options", [{}, {"num_context": 3}], ids=["plain", "film"])
+def test_streamed_blocks_are_the_model(x64, quick_compiles, monkeypatch, options):
+    """Each block normalises what the block before it left, in its own groups: values, first and second derivatives."""
+    model = jaxmaml.nn.Conv4.mini_imagenet(num_ways=3, features=2, **options)
+    images = jnp.asarray(np.random.default_rng(6).normal(size=(4, 16, 16, 1)))
+    params = model.init(jax.random.key(0), images)
+    params = jax.tree.map(lambda p: p + 0.1 * jnp.cos(jnp.arange(p.size)).reshape(p.shape), params)
+
+    def all_of():
+        slope = jax.grad(lambda p: jnp.sum(jnp.sin(model.apply(p, images))))
+        return model.apply(params, images), *jax.jvp(slope, (params,), (jax.tree.map(jnp.cos, params),))
+
+    in_groups_of(4, monkeypatch)
+    expected = jax.tree.leaves(jax.jit(all_of)())
+    in_groups_of(2, monkeypatch)
+    ours = jax.tree.leaves(jax.jit(lambda: all_of())())
+    assert sum(float(jnp.abs(leaf).max()) > 1e-3 for leaf in ours) > len(ours) / 2
+    for a, b in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10)
+
+
+def test_activations_of_large_batches_are_held_once():
+    """Of a block's outputs for all examples there is what was pooled, not its normalised form too."""
+    model = jaxmaml.nn.Conv4.mini_imagenet(num_ways=5)
+    images = jax.ShapeDtypeStruct((10, 84, 84, 3), jnp.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0), images)
+    loss = lambda params, images: jnp.sum(model.apply(params, images))  # noqa: E731
+    memory = jax.jit(jax.grad(loss)).lower(params, images).compile().memory_analysis().temp_size_in_bytes
+    one = 10 * 42 * 42 * 32 * 4
+    assert memory < 4 * one + streaming._GROUP_BYTES
 
 
 IMAGES = np.random.default_rng(0).uniform(size=(6, 28, 28, 1)).astype(np.float32)
