@@ -40,7 +40,16 @@ def environment() -> dict[str, Any]:
         "device": device.device_kind,
         "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "machine": platform.machine(),
+        "processor": _processor(),
     }
+
+
+def _processor() -> str:
+    """Its model, where the system tells."""
+    info = pathlib.Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 def temporaries(compiled: Any) -> int:

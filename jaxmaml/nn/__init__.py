@@ -5,6 +5,6 @@ from jaxmaml.nn.conv import conv_general_dilated as conv_general_dilated
 from jaxmaml.nn.layers import BatchNorm as BatchNorm
 from jaxmaml.nn.layers import batch_norm as batch_norm
 from jaxmaml.nn.layers import inductive as inductive
-from jaxmaml.nn.layers import max_pool as max_pool
 from jaxmaml.nn.models import MLP as MLP
 from jaxmaml.nn.models import Conv4 as Conv4
+from jaxmaml.nn.pooling import max_pool as max_pool

@@ -10,7 +10,8 @@ from flax import linen
 
 from jaxmaml import checks
 from jaxmaml.nn.conv import conv_general_dilated
-from jaxmaml.nn.layers import BatchNorm, max_pool
+from jaxmaml.nn.layers import BatchNorm
+from jaxmaml.nn.pooling import max_pool
 
 
 class MLP(linen.Module):
@@ -140,11 +141,14 @@ class Conv4(linen.Module):
                 conv(x)
             module, variables = conv.unbind()
             apply: Callable[..., Any] = module.apply
+            apply_unshifted: Callable[..., Any] = module.clone(use_bias=False).apply
+            kernel = {"params": {"kernel": variables["params"]["kernel"]}}
             layer = _composed(functools.partial(apply, variables), rest)
+            unshifted = _composed(functools.partial(apply_unshifted, kernel), rest)
             pool = max_pool if self.pool else None
             if self.normalisation == "batch":
                 norm = BatchNorm(use_scale=self.use_scale)
-                x, normalise = norm(x, layer, pool, first or None, defer=True)
+                x, normalise = norm(x, layer, pool, first or None, defer=True, unshifted=unshifted)
                 rest = _composed(linen.relu, normalise)
             else:
                 groups = 8 if self.normalisation == "group" else 1

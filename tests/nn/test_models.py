@@ -157,7 +157,7 @@ def in_groups_of(size, monkeypatch):
 @pytest.mark.parametrize("options", [{}, {"num_context": 3}], ids=["plain", "film"])
 def test_streamed_blocks_are_the_model(x64, quick_compiles, monkeypatch, options):
     """Each block normalises what the block before it left, in its own groups: values, first and second derivatives."""
-    model = jaxmaml.nn.Conv4.mini_imagenet(num_ways=3, features=2, **options)
+    model = Conv4.mini_imagenet(num_ways=3, features=2, **options)
     images = jnp.asarray(np.random.default_rng(6).normal(size=(4, 16, 16, 1)))
     params = model.init(jax.random.key(0), images)
     params = jax.tree.map(lambda p: p + 0.1 * jnp.cos(jnp.arange(p.size)).reshape(p.shape), params)
@@ -175,9 +175,22 @@ def test_streamed_blocks_are_the_model(x64, quick_compiles, monkeypatch, options
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10)
 
 
+def test_biases_that_the_mean_cancels_are_not_added(x64, quick_compiles):
+    """The path that writes its statistics adds them; both give the same predictions."""
+    model = Conv4.mini_imagenet(num_ways=3, features=2)
+    images = jnp.asarray(np.random.default_rng(7).normal(size=(4, 16, 16, 1)))
+    params = model.init(jax.random.key(0), images)["params"]
+    moved = {name: {**leaves, "bias": leaves["bias"] + 3.0} for name, leaves in params.items() if "Conv" in name}
+    params = {"params": {**params, **moved}}
+    added, _ = model.apply(params, images, mutable=["batch_stats"])
+    np.testing.assert_allclose(model.apply(params, images), added, rtol=1e-10, atol=1e-11)
+    slope = jax.jit(jax.grad(lambda p: jnp.sum(jnp.sin(model.apply(p, images)))))(params)["params"]
+    assert all(not slope[name]["bias"].any() and slope[name]["kernel"].any() for name in moved)
+
+
 def test_activations_of_large_batches_are_held_once():
     """Of a block's outputs for all examples there is what was pooled, not its normalised form too."""
-    model = jaxmaml.nn.Conv4.mini_imagenet(num_ways=5)
+    model = Conv4.mini_imagenet(num_ways=5)
     images = jax.ShapeDtypeStruct((10, 84, 84, 3), jnp.float32)
     params = jax.eval_shape(model.init, jax.random.key(0), images)
     loss = lambda params, images: jnp.sum(model.apply(params, images))  # noqa: E731
