@@ -152,7 +152,12 @@ def markdown(result: dict) -> str:
         ours = rows[best]
         share = measured["flops"] / (ours["median_ms"] / 1e3) / batched
         ratios = [f"{rows[n]['median_ms'] / ours['median_ms']:.3g}x" if n in rows else "-" for n in others]
-        cells = [f"{ours['median_ms']:.3g}", f"{100 * share:.0f}%", f"{ours['memory_bytes'] / 1e6:.3g}"]
+        median = ours["median_ms"]
+        cells = [
+            f"{median:.3g}" if median < 1000 else f"{median:.0f}",
+            f"{100 * share:.0f}%",
+            f"{ours['memory_bytes'] / 1e6:.3g}",
+        ]
         mark = " (mesh)" if best == "jaxmaml_mesh" else ""
         lines.append(f"| {case}{mark} | " + " | ".join([*cells, f"{ours['compile_seconds']:.1f}", *ratios]) + " |")
     return "\n".join(lines)
