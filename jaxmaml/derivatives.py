@@ -116,18 +116,18 @@ def _forward_over_reverse(loss_and_aux, linearized: bool):
         params, moving, resting, derivative = residuals
         loss_bar, aux_bar, grads_bar = cotangents
         gradients = gradients_at(moving, resting)
-        along = jax.tree.map(_instantiate, grads_bar, is_leaf=_is_symbolic_zero)
+        along = jax.tree.map(instantiate, grads_bar, is_leaf=is_symbolic_zero)
         if derivative is None:
             first, bars, _ = jax.jvp(gradients, (params,), (along,), has_aux=True)
         else:
             first, bars = None, derivative(along)
-        if not _is_symbolic_zero(loss_bar):
+        if not is_symbolic_zero(loss_bar):
             first = gradients(params)[0] if first is None else first
             bars = jax.tree.map(lambda bar, g: bar + loss_bar.astype(g.dtype) * g, bars, first)
-        if not all(map(_is_symbolic_zero, jax.tree.leaves(aux_bar, is_leaf=_is_symbolic_zero))):
+        if not all(map(is_symbolic_zero, jax.tree.leaves(aux_bar, is_leaf=is_symbolic_zero))):
             # An outer objective uses the auxiliary output: rare, so it pays for a pass of its own.
             _, pull_back = jax.vjp(lambda p, m: loss_and_aux(p, leaves.merge(m, resting))[1], params, moving)
-            aux_bar = jax.tree.map(_instantiate, aux_bar, is_leaf=_is_symbolic_zero)
+            aux_bar = jax.tree.map(instantiate, aux_bar, is_leaf=is_symbolic_zero)
             bars = jax.tree.map(jnp.add, bars, pull_back(aux_bar))
         return bars
 
@@ -135,12 +135,14 @@ def _forward_over_reverse(loss_and_aux, linearized: bool):
     return gradient
 
 
-def _is_symbolic_zero(x) -> bool:
+def is_symbolic_zero(x: Any) -> bool:
+    """Whether a rule is told that this cotangent is zero."""
     return isinstance(x, jax.custom_derivatives.SymbolicZero)
 
 
-def _instantiate(x):
-    if not _is_symbolic_zero(x):
+def instantiate(x: Any) -> Any:
+    """The zeros that a symbolic zero stands for."""
+    if not is_symbolic_zero(x):
         return x
     return jnp.zeros(x.shape, x.dtype)
 

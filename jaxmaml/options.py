@@ -71,9 +71,10 @@ class Execution(TypedDict, total=False):
         `None`, the default, for none. Exact; tasks that do not divide evenly leave devices idle.
       remat: What the inner loop keeps for its derivative, and what it computes again.
         `"gradients"`, the default: parameters and optimizer state before each inner step, and those inner
-        gradients that the optimizer's derivative needs. `"steps"`: not the gradients. `"recursive"`:
-        parameters and state of some steps only, about `L K^(1/L)` of `K` with `L = ceil(log10 K)`, and up to
-        `L - 1` inner loops again. `"none"`: all that JAX would keep; what `"gradients"` means for one step.
+        gradients that the optimizer's derivative needs. `"steps"`: not the gradients. `"recursive"`, by binomial
+        checkpointing: parameters and state before few steps, 14 of 100 and 18 of 1,000, and up to `ceil(log10 K)`
+        computations of each of `K` steps before its derivative; no forward-mode derivative goes through it.
+        `"none"`: all that JAX would keep; what `"gradients"` means for one step.
       matmul_precision: Of the products in `loss_fn`, as `jax.default_matmul_precision` takes it:
         `"bfloat16"`, `"tensorfloat32"`, `"float32"`, `"BF16_BF16_F32"` ...; `None`, the default, for the
         platform's own.

@@ -14,6 +14,7 @@ import pytest
 
 import jaxmaml
 from jaxmaml import working_set
+from jaxmaml.binomial import schedule
 from jaxmaml.remat import remat_scan
 from tests import problems
 
@@ -35,22 +36,60 @@ def plainly(**options):
 @pytest.mark.parametrize("derivative", ["mixed", "reverse"])
 @pytest.mark.parametrize("remat", ["none", "gradients", "steps", "recursive"])
 def test_remat_changes_nothing(x64, quick_compiles, remat, derivative, inner):
-    for num_inner_steps in (1, 12):  # 12 steps in blocks of 4 x 4: some are skipped.
+    for num_inner_steps in (1, 12):  # 12 steps of which "recursive" keeps 5.
         options = {"inner": inner, "num_inner_steps": num_inner_steps}
         ours = gradient(remat=remat, derivative=derivative, **options)
         np.testing.assert_allclose(ours, plainly(**options), rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("length", [1, 2, 10, 11, 100, 101])
+@pytest.mark.parametrize("length", [1, 2, 10, 11, 101])
 def test_recursive_scan_is_a_scan(x64, quick_compiles, length):
-    def step(carry, index):
-        carry = jnp.sin(carry) + 0.01 * index
-        return carry, {"square": carry**2, "index": index}
+    """In values and in derivatives of first and second order, by what the step closes over, under `vmap`."""
 
-    ours = jax.jit(lambda c: remat_scan(step, c, length, "recursive"))(0.3)
-    theirs = jax.lax.scan(step, 0.3, jnp.arange(length))
+    def total(scan, start, rate):
+        def step(carry, index):
+            state, count, key = carry
+            key, drawn = jax.random.split(key)
+            state = jnp.sin(state) + rate * jax.random.uniform(drawn) / (1 + index)
+            return (state, count + 1, key), {"square": state**2, "index": index}
+
+        (state, count, _), outs = scan(step, (start, jnp.zeros((), int), jax.random.key(0)))
+        return jnp.sum(outs["square"] * jnp.cos(outs["index"])) + state * count
+
+    def first_and_second(scan):
+        def slope(start, rate):
+            return sum(jax.grad(functools.partial(total, scan), argnums=(0, 1))(start, rate))
+
+        at = jax.vmap(jax.value_and_grad(slope, argnums=(0, 1)), in_axes=(0, None))
+        return jax.jit(lambda: (total(scan, 0.3, 0.1), at(jnp.array([0.3, -1.0]), 0.1)))()
+
+    ours = first_and_second(lambda step, start: remat_scan(step, start, length, "recursive"))
+    theirs = first_and_second(lambda step, start: jax.lax.scan(step, start, jnp.arange(length)))
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-13)
+        np.testing.assert_allclose(a, b, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("length", "free"), [(2, 1), (5, 4), (11, 3), (20, 3), (21, 3), (64, 2), (91, 12)])
+def test_the_schedule_is_the_best_one(length, free):
+    """Every step in reverse from the carry before it, in as few steps forwards as any schedule with so many slots."""
+
+    @functools.cache
+    def fewest(length, free):
+        if length == 1 or free == 0:
+            return 0 if length == 1 else np.inf
+        return min(left + fewest(length - left, free - 1) + fewest(left, free) for left in range(1, length))
+
+    slots, reversed_, forwards = {0: 0}, [], 0
+    for action in schedule(0, length, 0, free):
+        assert slots[action.read] == action.step
+        assert action.write <= free
+        if action.reverse:
+            reversed_.append(action.step)
+        else:
+            slots[action.write] = action.step + 1
+            forwards += 1
+    assert reversed_ == list(range(length))[::-1]
+    assert forwards == fewest(length, free)
 
 
 def test_remat_is_for_memory():

@@ -1,0 +1,145 @@
+"""A scan that keeps few of its carries, and computes the others again when its derivative asks for them."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmaml import leaves
+from jaxmaml.derivatives import instantiate, is_symbolic_zero
+from jaxmaml.types import PyTree
+
+
+class Action(NamedTuple):
+    """One inner step, forwards or differentiated, of the carry in slot `read`.
+
+    Forwards, the next carry goes to slot `write`; differentiated, the carry stays where it is.
+    """
+
+    step: int
+    read: int
+    write: int
+    reverse: bool
+
+
+def binomial_scan(step: Callable, start: PyTree, length: int, repeats: int) -> tuple[PyTree, PyTree]:
+    """`lax.scan(step, start, arange(length))`, whose derivative keeps as few carries as `repeats` allows.
+
+    With `s` carries kept, `C(s - 1 + repeats, repeats)` steps can be differentiated in reverse while each is computed
+    at most `repeats` times before its own derivative, and no schedule does better (Griewank and Walther, 2000,
+    https://doi.org/10.1145/347837.347846). The derivative is a scan too, over the actions of that schedule.
+
+    Args:
+      step: `(carry, index) -> (carry, out)`; it may close over what is differentiated.
+      start: The first carry.
+      length: Number of steps.
+      repeats: How often a step is computed, at most, before its derivative.
+    """
+    slots = next(s for s in itertools.count(1) if math.comb(s - 1 + repeats, repeats) >= length)
+    actions = list(schedule(0, length, 0, slots - 1))
+    indices = jnp.arange(length)
+    # A rule may not close over tracers: what `step` closes over becomes an explicit argument.
+    closed, shapes = jax.make_jaxpr(step, return_shape=True)(start, indices[0])
+    returned = jax.tree.structure(shapes)
+
+    def apply(consts, carry, index):
+        flat = jax.core.eval_jaxpr(closed.jaxpr, consts, *jax.tree.leaves(carry), index)
+        return jax.tree.unflatten(returned, flat)
+
+    @jax.custom_vjp
+    def loop(consts, start):
+        return jax.lax.scan(lambda carry, index: apply(consts, carry, index), start, indices)
+
+    def forward(consts, start):
+        moving = [c.value if c.perturbed else None for c in consts]
+        resting = [None if c.perturbed else c.value for c in consts]
+        start = jax.tree.map(lambda leaf: leaf.value, start)
+
+        def kept(state, at):
+            carry, buffer = state
+            index, slot = at
+            buffer = _set(buffer, slot, carry)
+            carry, out = apply(leaves.merge(moving, resting), carry, index)
+            return (carry, buffer), out
+
+        # The first `length - 1` actions go forwards to the last step, which reads what they wrote.
+        written = jnp.asarray([0, *(action.write for action in actions[: length - 1])])
+        buffer = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (slots, *leaf.shape)), start)
+        (carry, buffer), outs = jax.lax.scan(kept, (start, buffer), (indices, written))
+        return (carry, outs), (moving, resting, buffer)
+
+    def backward(residuals, cotangents):
+        moving, resting, buffer = residuals
+        carry_bar, outs_bar = cotangents
+        outs_bar = [
+            None if is_symbolic_zero(bar) else bar for bar in jax.tree.leaves(outs_bar, is_leaf=is_symbolic_zero)
+        ]
+
+        def differentiated(carry, bars, index):
+            moves, rests = _parts(carry)
+
+            def moved(moving, moves):
+                carry, out = apply(leaves.merge(moving, resting), leaves.merge(moves, rests), index)
+                wanted = [o for o, bar in zip(jax.tree.leaves(out), outs_bar, strict=True) if bar is not None]
+                return _parts(carry)[0], wanted
+
+            moving_bar, carry_bar = bars
+            _, pull_back = jax.vjp(moved, moving, moves)
+            step_bar, carry_bar = pull_back((carry_bar, [bar[index] for bar in outs_bar if bar is not None]))
+            return carry, (jax.tree.map(jnp.add, moving_bar, step_bar), carry_bar)
+
+        def forwards(carry, bars, index):
+            return apply(leaves.merge(moving, resting), carry, index)[0], bars
+
+        def act(state, action):
+            buffer, bars = state
+            index, read, write, reverse = action
+            carry = jax.tree.map(lambda slots: jax.lax.dynamic_index_in_dim(slots, read, keepdims=False), buffer)
+            carry, bars = jax.lax.cond(reverse, differentiated, forwards, carry, bars, index)
+            return (_set(buffer, write, carry), bars), None
+
+        moves_bar = jax.tree.map(
+            lambda bar, slots: instantiate(bar) if _moves(slots) else None, carry_bar, buffer, is_leaf=is_symbolic_zero
+        )
+        bars = (jax.tree.map(jnp.zeros_like, moving), moves_bar)
+        (_, bars), _ = jax.lax.scan(act, (buffer, bars), jnp.asarray(np.array(actions[length - 1 :])))
+        return bars
+
+    loop.defvjp(forward, backward, symbolic_zeros=True)
+    return loop(closed.consts, start)
+
+
+def schedule(first: int, length: int, slot: int, free: int) -> Iterator[Action]:
+    """Actions that differentiate `length` steps in reverse, from the carry before step `first` in `slot`.
+
+    Args:
+      free: How many slots above `slot` may be used.
+    """
+    if length == 1:
+        yield Action(first, slot, slot, reverse=True)
+        return
+    repeats = next(r for r in itertools.count(1) if math.comb(free + r, r) >= length)
+    # Either part fits its slots: the right one in as many repeats and one slot less, the left one in one repeat less.
+    left = min(math.comb(free + repeats - 1, repeats - 1), length - math.comb(free - 1 + repeats - 1, repeats - 1))
+    for index in range(first, first + left):
+        yield Action(index, slot if index == first else slot + 1, slot + 1, reverse=False)
+    yield from schedule(first + left, length - left, slot + 1, free - 1)
+    yield from schedule(first, left, slot, free)
+
+
+def _moves(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+def _parts(carry: PyTree) -> tuple[PyTree, PyTree]:
+    """What of a carry has a derivative, and the rest: counters, keys."""
+    return leaves.split(carry, jax.tree.map(_moves, carry))
+
+
+def _set(buffer: PyTree, slot: Any, carry: PyTree) -> PyTree:
+    return jax.tree.map(lambda slots, leaf: jax.lax.dynamic_update_index_in_dim(slots, leaf, slot, 0), buffer, carry)
