@@ -1,5 +1,17 @@
 """Quick compiles, for tests and for examples in docstrings."""
 
+import atexit
+import os
+import shutil
+import tempfile
+
+# What one test, worker or process of a test has compiled, the others load. JAX reads this when it is imported, and the
+# workers inherit it.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxmaml-tests-")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
 import jax
 import pytest
 
