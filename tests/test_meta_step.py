@@ -81,7 +81,7 @@ def test_memory_is_that_of_all_devices():
 
 
 @pytest.mark.parametrize("name", ["conv4-omniglot", "conv4-mini"])
-def test_the_plain_models_are_the_same_functions(name):
+def test_the_plain_models_are_the_same_functions(quick_compiles, name):
     case = next(case for case in cases.CASES.values() if case.model == name)
     params, tasks = case.problem()
     inputs = tasks.support[0][0, :2]

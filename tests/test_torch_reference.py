@@ -20,7 +20,7 @@ INNER = {
 
 @pytest.mark.parametrize("num_inner_steps", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("inner", INNER)
-def test_meta_gradient_equals_torch(x64, inner, num_inner_steps):
+def test_meta_gradient_equals_torch(x64, quick_compiles, inner, num_inner_steps):
     arrays = [jnp.asarray(STORED[f"param_{index}"]) for index in range(6)]
     params = [{"w": arrays[i], "b": arrays[i + 1]} for i in range(0, 6, 2)]
     x, y = STORED["x"], STORED["y"]

@@ -98,7 +98,7 @@ def test_mlp_starts_near_zero_as_in_the_original_code():
     assert not any(params[f"Dense_{i}"]["bias"].any() for i in range(3))
 
 
-def test_conv4_omniglot():
+def test_conv4_omniglot(quick_compiles):
     params = Conv4.omniglot(5).init(jax.random.key(0), jnp.ones((1, 28, 28, 1)))["params"]
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     # 3x3 convolutions 1-64-64-64-64 with biases, a shift for each normalisation, a 64-5 head.
@@ -108,7 +108,7 @@ def test_conv4_omniglot():
     assert 0.95 * limit < float(jnp.abs(params["Conv_1"]["kernel"]).max()) <= limit
 
 
-def test_conv4_mini_imagenet():
+def test_conv4_mini_imagenet(quick_compiles):
     model = Conv4.mini_imagenet(5)
     params = model.init(jax.random.key(0), jnp.ones((1, 84, 84, 3)))["params"]
     assert params["Dense_0"]["kernel"].shape == (5 * 5 * 32, 5)
@@ -125,7 +125,7 @@ def test_conv4_spatial_sizes_are_the_papers():
     assert sizes == [14, 7, 4, 2]
 
 
-def test_streamed_normalisation_is_batch_norm(x64, monkeypatch):
+def test_streamed_normalisation_is_batch_norm(x64, quick_compiles, monkeypatch):
     """`BatchNorm()(x, layer, max_pool)` in groups of examples: values, first and second derivatives."""
     rng = np.random.default_rng(5)
     x, w = jnp.asarray(rng.normal(size=(6, 4, 4, 2))), jnp.asarray(rng.normal(size=(2, 3)))
