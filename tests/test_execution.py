@@ -42,7 +42,7 @@ def test_remat_changes_nothing(x64, quick_compiles, remat, derivative, inner):
         np.testing.assert_allclose(ours, plainly(**options), rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("length", [1, 2, 10, 11, 101])
+@pytest.mark.parametrize("length", [1, 2, 10, 11, 100, 101])
 def test_recursive_scan_is_a_scan(x64, quick_compiles, length):
     """In values and in derivatives of first and second order, by what the step closes over, under `vmap`."""
 
@@ -54,19 +54,20 @@ def test_recursive_scan_is_a_scan(x64, quick_compiles, length):
             return (state, count + 1, key), {"square": state**2, "index": index}
 
         (state, count, _), outs = scan(step, (start, jnp.zeros((), int), jax.random.key(0)))
-        return jnp.sum(outs["square"] * jnp.cos(outs["index"])) + state * count
+        return jnp.sum(outs["square"] * jnp.cos(outs["index"])) + state * count, (state, count, outs)
 
     def first_and_second(scan):
         def slope(start, rate):
-            return sum(jax.grad(functools.partial(total, scan), argnums=(0, 1))(start, rate))
+            return sum(jax.grad(functools.partial(total, scan), argnums=(0, 1), has_aux=True)(start, rate)[0])
 
         at = jax.vmap(jax.value_and_grad(slope, argnums=(0, 1)), in_axes=(0, None))
         return jax.jit(lambda: (total(scan, 0.3, 0.1), at(jnp.array([0.3, -1.0]), 0.1)))()
 
     ours = first_and_second(lambda step, start: remat_scan(step, start, length, "recursive"))
     theirs = first_and_second(lambda step, start: jax.lax.scan(step, start, jnp.arange(length)))
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-12)
+    for part, tolerance in ((0, 1e-13), (1, 1e-12)):
+        for a, b in zip(jax.tree.leaves(ours[part]), jax.tree.leaves(theirs[part]), strict=True):
+            np.testing.assert_allclose(a, b, rtol=tolerance)
 
 
 @pytest.mark.parametrize(("length", "free"), [(2, 1), (5, 4), (11, 3), (20, 3), (21, 3), (64, 2), (91, 12)])
