@@ -1,5 +1,6 @@
 """The main job, made small; its counting; and the committed results against the promises made of them."""
 
+import functools
 import json
 import pathlib
 
@@ -16,11 +17,18 @@ from tests import family, problems
 RESULTS = pathlib.Path(reporting.__file__).parent / "results"
 
 
+@pytest.fixture
+def small(monkeypatch, quick_compiles):
+    """Few characters, and few filters."""
+    strokes, conv4 = jaxmaml.tasks.strokes, jaxmaml.nn.Conv4
+    characters = functools.partial(strokes.load, num_classes=(8, 6, 6), images_per_class=17)
+    monkeypatch.setattr(strokes, "load", characters)
+    monkeypatch.setattr(conv4, "omniglot", functools.partial(conv4.omniglot, features=8))
+
+
 @pytest.mark.parametrize("task", ["sinusoid", "omniglot"])
-def test_a_small_run(task, tmp_path, capsys, monkeypatch, quick_compiles):
+def test_a_small_run(task, tmp_path, capsys, monkeypatch, small):
     monkeypatch.setattr(pretraining, "BATCH", 8)
-    small = {"num_classes": (8, 6, 6), "images_per_class": 17}
-    monkeypatch.setattr(jaxmaml.tasks.strokes, "load", lambda load=jaxmaml.tasks.strokes.load: load(**small))
     config = step_counts.Config(task=task, output_dir=tmp_path, outer_steps=3, num_tasks=4, num_steps=2)
     result = step_counts.main(config)
     assert json.loads((tmp_path / f"step_counts_{task}.json").read_text()) == json.loads(json.dumps(result))
@@ -40,9 +48,7 @@ def test_a_small_run(task, tmp_path, capsys, monkeypatch, quick_compiles):
 
 
 @pytest.mark.parametrize(("task", "names"), [("sinusoid", ("anil", "from_scratch")), ("omniglot", ("maml_plus_plus",))])
-def test_a_small_run_of_algorithms(task, names, tmp_path, capsys, monkeypatch, quick_compiles):
-    small = {"num_classes": (8, 6, 6), "images_per_class": 17}
-    monkeypatch.setattr(jaxmaml.tasks.strokes, "load", lambda load=jaxmaml.tasks.strokes.load: load(**small))
+def test_a_small_run_of_algorithms(task, names, tmp_path, capsys, monkeypatch, small):
     family = families.Family
     monkeypatch.setattr(
         families, "Family", lambda *args, **options: family(*args, **{**options, "steps_per_dispatch": 10})

@@ -38,7 +38,7 @@ def test_fit_is_the_loop_written_out(quick_compiles, learner):
     assert history.grad_norm.shape == (4,)
 
 
-def test_halves_and_other_dispatches_give_the_same_bits(quick_compiles, learner):
+def test_halves_and_other_dispatches_give_the_same_bits(learner):
     state = learner.init(problems.mlp_params())
     whole, history = fit(learner, state, 12, steps_per_dispatch=4)
     half, first = fit(learner, state, 5, steps_per_dispatch=4)

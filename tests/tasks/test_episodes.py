@@ -10,6 +10,8 @@ import pytest
 from jaxmaml.tasks import image_episodes
 from jaxmaml.tasks.episodes import _distinct
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 NUM_CLASSES, PER_CLASS = 12, 7
 
 
