@@ -2,10 +2,12 @@
 
 import functools
 import pathlib
+from collections.abc import Callable
 
 import chex
 import jax
 import jax.numpy as jnp
+import optax
 
 import jaxmaml
 from benchmarks import families
@@ -27,19 +29,16 @@ def make(key: chex.PRNGKey, outer_steps: int | None, data_dir: pathlib.Path | No
     init_key, train_key, joint_key = jax.random.split(key, 3)
     params = model.init(init_key, jnp.zeros((1, 28, 28, 1)))
 
-    def trained(name: str, derivative: str, step_size: float) -> Start:
+    def trained(name: str, factory: Callable[..., jaxmaml.MetaLearner], step_size: float) -> Start:
         start, seconds = train(
             name,
-            loss_fn,
+            factory(loss_fn, optax.sgd(step_size), optax.adam(1e-3), num_inner_steps=1, chunk_size=1),
             params,
             _episodes(splits.train, num_queries=1),
             train_key,
-            step_size=step_size,
-            derivative=derivative,
             outer_steps=outer_steps,
             num_tasks=32,
             steps_per_dispatch=100,
-            chunk_size=1,
         )
         return Start(name, start, loss_fn, step_size, outer_steps, seconds)
 
@@ -63,8 +62,8 @@ def make(key: chex.PRNGKey, outer_steps: int | None, data_dir: pathlib.Path | No
             for queries in (1, 15)
         ),
         starts=(
-            functools.partial(trained, "MAML", "mixed", STEP_SIZE),
-            functools.partial(trained, "MAML, first order", "first_order", FIRST_ORDER_STEP_SIZE),
+            functools.partial(trained, "MAML", jaxmaml.maml, STEP_SIZE),
+            functools.partial(trained, "MAML, first order", jaxmaml.fomaml, FIRST_ORDER_STEP_SIZE),
             joint,
             lambda: Start("random initialisation", params, loss_fn, None, note="the start of MAML's training"),
         ),

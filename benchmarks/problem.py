@@ -86,31 +86,17 @@ class Problem:
 
 def train(
     name: str,
-    loss_fn: jaxmaml.LossFn,
+    learner: jaxmaml.MetaLearner,
     params: Any,
     sample: Sampler,
     key: chex.PRNGKey,
     *,
-    step_size: float,
-    derivative: str,
     outer_steps: int,
     num_tasks: int,
     steps_per_dispatch: int,
-    chunk_size: int | None = None,
 ) -> tuple[Any, float]:
-    """Meta-train with one inner step of gradient descent; return the initialisation and the seconds.
-
-    With `step_size=0` this is joint training: nothing adapts, so the query loss of all tasks is descended.
-    """
+    """Meta-train; return the initialisation and the seconds."""
     print(f"training: {name}", flush=True)
-    learner = jaxmaml.maml(
-        loss_fn,
-        optax.sgd(step_size),
-        optax.adam(1e-3),
-        num_inner_steps=1,
-        derivative=derivative,
-        chunk_size=chunk_size,
-    )
     began = time.perf_counter()
     state, _ = jaxmaml.fit(
         learner,

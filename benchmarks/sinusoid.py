@@ -5,6 +5,7 @@ import functools
 import chex
 import jax
 import jax.numpy as jnp
+import optax
 
 import jaxmaml
 from benchmarks import families
@@ -26,21 +27,20 @@ def make(key: chex.PRNGKey, outer_steps: int | None) -> Problem:
     blind = model.init(init_key, jnp.zeros((1, 1)))
     told = model.init(init_key, jnp.zeros((1, 3)))
 
-    def trained(name, loss_fn, params, step_size, derivative, search=False, note="") -> Start:
+    def trained(name, factory, loss_fn, params, search=False, note="") -> Start:
         params, seconds = train(
             name,
-            loss_fn,
+            factory(loss_fn, optax.sgd(STEP_SIZE), optax.adam(1e-3), num_inner_steps=1),
             params,
             sample,
             train_key,
-            step_size=step_size,
-            derivative=derivative,
             outer_steps=outer_steps,
             num_tasks=25,
             steps_per_dispatch=5000,
         )
-        return Start(name, params, loss_fn, None if search else step_size, outer_steps, seconds, note)
+        return Start(name, params, loss_fn, None if search else STEP_SIZE, outer_steps, seconds, note)
 
+    joint = jaxmaml.joint_training
     return Problem(
         title="Sinusoid regression",
         metric="loss",
@@ -51,22 +51,11 @@ def make(key: chex.PRNGKey, outer_steps: int | None) -> Problem:
         later=(1.0, 0.7, 0.5),
         settings=tuple(_setting(shots) for shots in (5, 10, 20)),
         starts=(
-            functools.partial(trained, "MAML", blind_loss, blind, STEP_SIZE, "mixed"),
-            functools.partial(trained, "MAML, first order", blind_loss, blind, STEP_SIZE, "first_order"),
-            functools.partial(
-                trained,
-                "joint training",
-                blind_loss,
-                blind,
-                0.0,
-                "first_order",
-                True,
-                "regression on all tasks",
-            ),
+            functools.partial(trained, "MAML", jaxmaml.maml, blind_loss, blind),
+            functools.partial(trained, "MAML, first order", jaxmaml.fomaml, blind_loss, blind),
+            functools.partial(trained, "joint training", joint, blind_loss, blind, True, "regression on all tasks"),
             lambda: Start("random initialisation", blind, blind_loss, None, note="the start of all training"),
-            functools.partial(
-                trained, "oracle", told_loss, told, 0.0, "first_order", True, "is told amplitude and phase"
-            ),
+            functools.partial(trained, "oracle", joint, told_loss, told, True, "is told amplitude and phase"),
         ),
         chunk_size=100,
         protocol={
