@@ -86,7 +86,10 @@ class _Reordering:
 
 
 def _product(x, y, params):
-    """The smaller operand's columns before its rows; behind a barrier, or XLA would undo it."""
+    """The smaller operand's columns before its rows; behind a barrier, or XLA would undo it.
+
+    The second's where both are as large: JAX transposes a dense kernel's slope after, and so once more is not at all.
+    """
     (rows, _), (batch, _) = params["dimension_numbers"]
     params = {**params, "dimension_numbers": None}
     first = len(batch) + len(rows)
