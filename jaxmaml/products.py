@@ -12,9 +12,10 @@ from jaxmaml.sums import inlined, merged
 
 # The slope of a kernel, `X^T dY`, sums over the rows of both operands: a product that XLA's CPU backend does not give
 # to its fast library. With one operand transposed first it does. Measured on one core, that takes 0.6 to 0.95 of the
-# time where that operand is a quarter of the other one or less and the result stays in the cache, and 0.7 to 1 with
-# few rows; else up to 1.5. A thread for each core, as XLA has without a mesh, gains as much on the former by itself.
+# time where the result stays in the cache, and that operand too or it is a quarter of the other one or less, and 0.7
+# to 1 with few rows; else up to 1.5. A thread for each core, as XLA has without a mesh, gains as much by itself.
 _RATIO = 4
+_CACHED_SIZE = 1 << 16
 _RESULT_SIZE = 1 << 18
 _FEW_ROWS = 32
 
@@ -82,7 +83,7 @@ class _Reordering:
             return False
         wide, narrow = sorted((x.size, y.size), reverse=True)
         few_rows = math.prod(x.shape[axis] for axis in x_rows) <= _FEW_ROWS
-        return few_rows or (self.one_thread and wide >= _RATIO * narrow)
+        return few_rows or (self.one_thread and (narrow <= _CACHED_SIZE or wide >= _RATIO * narrow))
 
 
 def _product(x, y, params):

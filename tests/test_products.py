@@ -61,8 +61,11 @@ def test_reordered_products_are_the_same(function, columns, other_columns):
     ("rows", "columns", "one_thread", "is_reordered"),
     [
         (32, (8, 8), False, True),  # few rows
-        (64, (8, 8), True, False),
-        (64, (32, 8), False, False),  # what a thread for each core is fast at
+        (64, (8, 8), False, False),  # what a thread for each core is fast at
+        (64, (8, 8), True, True),
+        (2048, (64, 64), True, False),  # an operand that leaves the cache
+        (2048, (256, 64), True, True),  # but for a quarter of the other one
+        (64, (32, 8), False, False),
         (64, (32, 8), True, True),
         (64, (8, 32), True, True),
         (64, (4096, 128), True, False),  # a result that leaves the cache
