@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxmaml import checks
 from jaxmaml.types import PyTree
 from jaxmaml.working_set import tasks_that_fit
 
@@ -20,35 +21,50 @@ SumGradient = Callable[[PyTree, Any, PyTree, jax.Array], tuple[Any, PyTree]]
 _logger = logging.getLogger(__name__)
 
 
-def task_mesh() -> Mesh:
-    """Make a mesh over all devices, to split the tasks of an outer step: `maml(..., mesh=task_mesh())`.
+def task_mesh(num_devices: int | None = None) -> Mesh:
+    """Make a mesh of devices, to split the tasks of an outer step: `maml(..., mesh=task_mesh())`.
 
     On a CPU, a device is made of each core that the process may use, with one thread each: small matrix
-    products gain more from tasks in parallel than from threads. JAX fixes its devices at its first
-    computation, so call this before it; later, it returns a mesh of the devices that there are.
+    products gain more from tasks in parallel than from threads. The smallest, such as a sinusoid MLP's, gain from
+    neither, since handing over takes longer than they do: `task_mesh(1)` is one device of one thread. JAX fixes its
+    devices at its first computation, so call this before it; later, it returns a mesh of the devices that there are.
 
+    Args:
+      num_devices: How many, of a CPU how many to make; all by default.
     Returns:
       A mesh of one axis, `"tasks"`.
+    Raises:
+      ValueError, TypeError: If `num_devices` is no whole number of at least 1, or there are not so many.
 
     Example:
       >>> import jaxmaml
       >>> jaxmaml.task_mesh().axis_names
       ('tasks',)
     """
+    wanted = None if num_devices is None else checks.positive_int("num_devices", num_devices)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     flags = os.environ.get("XLA_FLAGS", "")
     try:
         if getattr(jax.config, "jax_num_cpu_devices", None) == -1:  # The user has not chosen.
-            jax.config.update("jax_num_cpu_devices", cores)
+            jax.config.update("jax_num_cpu_devices", wanted or cores)
+            if wanted and wanted < cores:
+                # XLA's pool has a thread for each core, and hands work from one to another however many devices.
+                os.environ.setdefault("PJRT_NPROC", str(wanted))
         if "xla_cpu_multi_thread_eigen" not in flags:
             os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
     except RuntimeError:  # JAX has started.
         if jax.default_backend() == "cpu" and jax.device_count() == 1 < cores:
             warnings.warn(
-                "task_mesh() came after JAX's first computation, so the CPU stays one device; call it first.",
+                "task_mesh() came after JAX's first computation, so the CPU stays one device of all cores; "
+                "call it first.",
                 stacklevel=2,
             )
-    return jax.make_mesh((jax.device_count(),), ("tasks",), axis_types=(jax.sharding.AxisType.Auto,))
+    devices = jax.devices()
+    if wanted and wanted > len(devices):
+        raise ValueError(f"`num_devices` must be at most the number of devices, {len(devices)}; got {wanted}.")
+    return jax.make_mesh(
+        (wanted or len(devices),), ("tasks",), axis_types=(jax.sharding.AxisType.Auto,), devices=devices[:wanted]
+    )
 
 
 def over_tasks(gradient: SumGradient, chunk_size: int | str | None, mesh: Mesh | None) -> Callable[..., Any]:
@@ -107,6 +123,7 @@ def _in_chunks(gradient: SumGradient, chunk_size: int | str | None) -> SumGradie
 
 def _sharded(gradient: SumGradient, mesh: Mesh) -> SumGradient:
     """Split the tasks over `mesh`, each device taking `gradient` of its share."""
+    replicated = NamedSharding(mesh, PartitionSpec())
 
     def sharded(meta, step, tasks, weights):
         num_tasks = _number(tasks)
@@ -115,6 +132,10 @@ def _sharded(gradient: SumGradient, mesh: Mesh) -> SumGradient:
             out, grads = gradient(meta, step, tasks, weights)
             return out, jax.tree.map(lambda g: g[None], grads)
 
+        filled = _filled((tasks, weights), mesh.size)
+        if num_tasks % mesh.size:
+            # Whole on each device, before it is split: filled up in parts, it would be sent around a dozen times.
+            filled = jax.lax.with_sharding_constraint(filled, replicated)
         # Gradients leave as one a device and meet outside: within shard_map, and with its check of varying values,
         # the derivative by replicated parameters would be summed over the devices in the inner loop, and mix tasks.
         over_tasks = PartitionSpec(mesh.axis_names)
@@ -124,10 +145,10 @@ def _sharded(gradient: SumGradient, mesh: Mesh) -> SumGradient:
             in_specs=(PartitionSpec(), PartitionSpec(), over_tasks, over_tasks),
             out_specs=over_tasks,
             check_vma=False,
-        )(meta, step, *_filled((tasks, weights), mesh.size))
+        )(meta, step, *filled)
         grads = jax.tree.map(lambda g: jnp.sum(g, axis=0), shares)
         out = jax.tree.map(lambda leaf: leaf[:num_tasks], out)
-        return out, jax.lax.with_sharding_constraint(grads, NamedSharding(mesh, PartitionSpec()))
+        return out, jax.lax.with_sharding_constraint(grads, replicated)
 
     return sharded
 

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import re
 import subprocess
 import sys
 import textwrap
@@ -167,11 +168,50 @@ def test_a_mesh_composes(x64, quick_compiles):
     np.testing.assert_allclose(infos.query_loss, expected.query_loss, rtol=1e-10)
 
 
+def test_drawn_tasks_are_split_without_being_sent_around():
+    """Devices meet once a step, for the sum of the gradients, also where they cannot share the tasks evenly."""
+    learner = problems.maml(problems.mlp_loss, mesh=jaxmaml.task_mesh())
+    state = learner.init(problems.mlp_params())
+
+    @jax.jit
+    def step(state, key):
+        tasks = jax.vmap(jaxmaml.tasks.sinusoid(5, 5))(jax.random.split(key, 5))
+        state, info = learner.update(state, tasks)
+        return state, jnp.mean(info.query_loss)
+
+    program = step.lower(state, jax.random.key(0)).compile().as_text()
+    assert re.findall(r"(all-\w+|collective-\w+|reduce-scatter)\(", program) == ["all-reduce"]
+
+
+@pytest.mark.parametrize(
+    ("num_inner_steps", "remat", "loops"), [(5, "gradients", 0), (6, "gradients", 2), (5, "steps", 2)]
+)
+def test_a_few_small_steps_are_not_looped_over(quick_compiles, num_inner_steps, remat, loops):
+    learner = problems.maml(problems.mlp_loss, num_inner_steps=num_inner_steps, remat=remat)
+    state, tasks = learner.init(problems.mlp_params()), problems.mlp_tasks(3)
+    program = jax.jit(learner.update).lower(state, tasks).compile().as_text()
+    assert len(re.findall(r" while\(", program)) == loops
+
+
 def test_task_mesh_makes_a_device_of_each_core():
     program = """
         import warnings, jax, jaxmaml
         assert jaxmaml.task_mesh().size == CORES
         assert jaxmaml.task_mesh().size == CORES
+        assert "PJRT_NPROC" not in os.environ
+    """
+    one = """
+        import jax, jaxmaml
+        mesh = jaxmaml.task_mesh(1)
+        assert mesh.size == jax.device_count() == 1
+        assert CORES == 1 or os.environ["PJRT_NPROC"] == "1"
+        for wrong, error in ((0, ValueError), (2, ValueError), ("1", TypeError), (True, TypeError)):
+            try:
+                jaxmaml.task_mesh(wrong)
+            except error as raised:
+                assert "num_devices" in str(raised), raised
+            else:
+                raise AssertionError(wrong)
     """
     late = """
         import warnings, jax, jaxmaml
@@ -181,7 +221,7 @@ def test_task_mesh_makes_a_device_of_each_core():
             assert jaxmaml.task_mesh().size == 1
         assert CORES == 1 or "call it first" in str(caught[0].message), caught
     """
-    for text in (program, late):
+    for text in (program, one, late):
         code = "import os; CORES = len(os.sched_getaffinity(0))\n" + textwrap.dedent(text)
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
