@@ -16,7 +16,7 @@ from benchmarks import reporting
 from benchmarks.cases import Case
 
 RIVALS = ("torch_func", "higher_loop", "torchopt_loop", "learn2learn_loop")
-NAMES = ("jaxmaml", "jaxmaml_mesh", "plain_jax", *RIVALS)
+NAMES = ("jaxmaml", "jaxmaml_mesh", "jaxmaml_one_thread", "plain_jax", *RIVALS)
 
 
 class Contender(NamedTuple):
@@ -43,13 +43,21 @@ def prepare(name: str, case: Case) -> Contender:
         return _rival(name, case)
     if name == "plain_jax":
         return _plain_jax(case)
-    if name in ("jaxmaml", "jaxmaml_mesh"):
-        return _jaxmaml(case, mesh=name == "jaxmaml_mesh")
+    if name in _MESHES:
+        return _jaxmaml(case, _MESHES[name])
     raise ValueError(f"The contenders are {', '.join(NAMES)}; got {name!r}.")
 
 
-def _jaxmaml(case: Case, mesh: bool) -> Contender:
-    devices = jaxmaml.task_mesh() if mesh else None
+# The switches of jaxmaml that have to come before JAX's first computation.
+_MESHES = {
+    "jaxmaml": lambda: None,
+    "jaxmaml_mesh": jaxmaml.task_mesh,
+    "jaxmaml_one_thread": lambda: jaxmaml.task_mesh(1),
+}
+
+
+def _jaxmaml(case: Case, make_mesh: Callable[[], Any]) -> Contender:
+    mesh = make_mesh()
 
     # The parameters' change under sgd(1) is the gradient.
     def learner(outer_optimizer):
@@ -59,7 +67,7 @@ def _jaxmaml(case: Case, mesh: bool) -> Contender:
             outer_optimizer,
             num_inner_steps=case.num_inner_steps,
             remat=case.remat,
-            mesh=devices,
+            mesh=mesh,
         )
 
     params, tasks = jax.tree.map(jnp.asarray, case.problem())

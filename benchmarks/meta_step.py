@@ -158,7 +158,7 @@ def markdown(result: dict) -> str:
             f"{100 * share:.0f}%",
             f"{ours['memory_bytes'] / 1e6:.3g}",
         ]
-        mark = " (mesh)" if best == "jaxmaml_mesh" else ""
+        mark = {"jaxmaml_mesh": " (mesh)", "jaxmaml_one_thread": " (one thread)"}.get(best, "")
         lines.append(f"| {case}{mark} | " + " | ".join([*cells, f"{ours['compile_seconds']:.1f}", *ratios]) + " |")
     return "\n".join(lines)
 
