@@ -8,6 +8,7 @@ import jax.core
 from jax import lax
 from jax.extend import core as jex_core
 
+from jaxmaml.deferred import implemented
 from jaxmaml.sums import inlined, merged
 
 # The slope of a kernel, `X^T dY`, sums over the rows of both operands: a product that XLA's CPU backend does not give
@@ -52,9 +53,10 @@ class _Reordering:
 
     def jaxpr(self, jaxpr):
         if id(jaxpr) not in self.done:
-            eqns = [new for eqn in merged(jaxpr) for new in self.equations(eqn)]
+            whole = implemented(jaxpr, self.one_thread)
+            eqns = [new for eqn in merged(whole) for new in self.equations(eqn)]
             # With the original, whose identity would else be free for another one.
-            self.done[id(jaxpr)] = jaxpr, jaxpr.replace(eqns=eqns)
+            self.done[id(jaxpr)] = jaxpr, whole.replace(eqns=eqns)
         return self.done[id(jaxpr)][1]
 
     def equations(self, eqn) -> Iterator:

@@ -79,7 +79,7 @@ def inlined(function: Callable, reads: list, eqn: Any) -> Iterator:
     names = dict(zip([*new.invars, *new.outvars], [*reads, *eqn.outvars], strict=True))
     for part in new.eqns:
         yield part.replace(
-            invars=[names.get(var, var) for var in part.invars],
+            invars=[names.get(var, var) if isinstance(var, jex_core.Var) else var for var in part.invars],
             outvars=[names.get(var, var) for var in part.outvars],
             source_info=eqn.source_info,
             ctx=eqn.ctx,

@@ -56,7 +56,14 @@ def data_dir(name: str) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def omniglot_splits(omniglot_dir, tmp_path_factory):
+def omniglot_cache(tmp_path_factory) -> pathlib.Path:
+    """Where decoded drawings are kept, for all workers."""
+    folder = tmp_path_factory.getbasetemp()
+    return (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "omniglot-cache"
+
+
+@pytest.fixture(scope="session")
+def omniglot_splits(omniglot_dir, omniglot_cache):
     import jaxmaml
 
-    return jaxmaml.tasks.omniglot.load(omniglot_dir, cache_dir=tmp_path_factory.mktemp("cache"))
+    return jaxmaml.tasks.omniglot.load(omniglot_dir, cache_dir=omniglot_cache)

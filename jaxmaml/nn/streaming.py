@@ -31,9 +31,3 @@ def map_groups(function: Callable[[jax.Array], PyTree], x: jax.Array, bytes_per_
         return jax.tree.map(lambda y: y[None], function(x))
     groups = x.reshape(-1, size, *x.shape[1:])
     return lax.map(jax.checkpoint(function, prevent_cse=False), groups)
-
-
-def map_examples(function: Callable[[jax.Array], jax.Array], x: jax.Array, bytes_per_example: int) -> jax.Array:
-    """Apply `function`, which treats examples one by one, to groups of them."""
-    y = map_groups(function, x, bytes_per_example)
-    return y.reshape(x.shape[0], *y.shape[2:])

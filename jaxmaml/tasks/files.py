@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib
+import os
 import pathlib
 import zipfile
 from collections.abc import Iterable
@@ -48,8 +49,8 @@ def not_a_zip(source, path) -> str:
 
 
 def save(path: pathlib.Path, images: np.ndarray) -> None:
-    """Write beside and rename, so that an interrupted run leaves no half file."""
+    """Write beside and rename, so that an interrupted run leaves no half file, nor two at once a mixed one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial.npy")
+    partial = path.with_suffix(f".{os.getpid()}.partial.npy")
     np.save(partial, images)
     partial.replace(path)

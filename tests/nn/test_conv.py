@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxmaml.nn import conv_general_dilated, streaming
+from jaxmaml.nn import conv_general_dilated, convolutions, streaming
 
 DIMS = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
 
@@ -28,7 +28,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("ndim", "stride", "padding", "dilation"), CASES)
-def test_equals_lax(x64, ndim, stride, padding, dilation):
+def test_equals_lax(x64, quick_compiles, ndim, stride, padding, dilation):
     x, kernel = arrays(ndim)
     options = {
         "window_strides": (stride,) * ndim,
@@ -87,7 +87,7 @@ OTHER = {
 
 
 @pytest.mark.parametrize("case", OTHER)
-def test_layouts_groups_and_dilations(x64, case):
+def test_layouts_groups_and_dilations(x64, quick_compiles, case):
     rng = np.random.default_rng(1)
     options = {"window_strides": (1, 1), "padding": "SAME", **OTHER[case]}
     shape = [4, 4, 4, 4]
@@ -105,12 +105,87 @@ def test_layouts_groups_and_dilations(x64, case):
     ours, theirs = value_and_slopes(conv_general_dilated), value_and_slopes(lax.conv_general_dilated)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10)
-    jaxpr = str(jax.make_jaxpr(lambda x, k: conv_general_dilated(x, k, **options))(x, kernel))
-    assert ("conv_general_dilated" in jaxpr) == (case == "batch groups")
+    program = jax.jit(lambda x, k: conv_general_dilated(x, k, **options)).lower(x, kernel).as_text()
+    assert ("stablehlo.convolution" in program) == (case == "batch groups")
 
 
 def kernel_like(x):
     return jnp.cos(x)
+
+
+@pytest.mark.parametrize(
+    ("channels", "size", "window", "padding"),
+    [
+        ((32, 40), (21, 20), (3, 3), "SAME"),
+        ((33, 32), (24, 22), (5, 2), [(4, 1), (0, 1)]),
+        ((3, 33), (22, 21), (3, 3), "VALID"),  # Columns of the window gathered as channels; an odd width.
+        ((2, 40), (21, 20), (3, 3), "SAME"),  # Two pixels side by side.
+    ],
+)
+def test_large_images_on_a_cpu_take_its_own_convolution(monkeypatch, quick_compiles, channels, size, window, padding):
+    """Whatever the form: value, slopes and second derivatives, and with a kernel for each task."""
+    monkeypatch.setattr(convolutions, "_FEWEST_PIXELS_OF_THREADS", convolutions._FEWEST_PIXELS)
+    rng = np.random.default_rng(5)
+    x, kernel = rng.normal(size=(5, *size, channels[0])), rng.normal(size=(*window, *channels)) / 10
+
+    def everything(conv, x, kernel):
+        def loss(x, kernel):
+            return jnp.mean(jnp.sin(conv(x, kernel, (1, 1), padding, dimension_numbers=DIMS[2])))
+
+        slopes = jax.grad(loss, (0, 1))
+        return slopes(x, kernel), jax.jvp(slopes, (x, kernel), (jnp.cos(x), jnp.sin(kernel)))[1]
+
+    ours = jax.jit(lambda x, kernel: everything(conv_general_dilated, x, kernel))
+    narrow = [a.astype(np.float32) for a in (x, kernel)]
+    program = ours.lower(*narrow).as_text()
+    assert "stablehlo.convolution" in program
+    assert "dot_general" not in program
+    with jax.enable_x64(True):
+        theirs = jax.tree.map(np.asarray, everything(lax.conv_general_dilated, x, kernel))
+    tasks = [np.stack([a, a / 2]) for a in narrow]
+    for got in (ours(*narrow), jax.tree.map(lambda leaf: leaf[0], jax.jit(jax.vmap(ours))(*tasks))):
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(theirs), strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
+
+
+@pytest.mark.parametrize(("axes", "groups"), [((0, None), 1), ((None, 1), 2), ((2, 0), 1), ((1, 3), 2)])
+def test_vmap_is_a_loop(x64, quick_compiles, axes, groups):
+    """Of the convolution, of both slopes and of their derivatives, whatever has an axis of tasks; and once more."""
+    rng = np.random.default_rng(6)
+    x, kernel, along = rng.normal(size=(2, 4, 4, 4)), rng.normal(size=(2, 2, 4 // groups, 6)), rng.normal(size=(2, 6))
+
+    def function(x, kernel, weights):
+        def loss(x, kernel):
+            options = {"dimension_numbers": DIMS[2], "feature_group_count": groups}
+            y = conv_general_dilated(x, kernel, (2, 1), "SAME", **options)
+            return jnp.sum(jnp.square(y) * weights[None, None, None]), y
+
+        slopes = jax.grad(loss, (0, 1), has_aux=True)
+        return slopes(x, kernel), jax.jvp(lambda x, k: slopes(x, k)[0], (x, kernel), (jnp.cos(x), jnp.sin(kernel)))[1]
+
+    tasks = [a if axis is None else np.stack([a, 2 * a, -a], axis) for a, axis in zip((x, kernel), axes, strict=True)]
+    both = jax.vmap(jax.vmap(function, (None, None, 0)), (*axes, None))(*tasks, along)
+    for task in range(3):
+        for number, weights in enumerate(along):
+            one = [a if axis is None else jnp.take(a, task, axis) for a, axis in zip(tasks, axes, strict=True)]
+            alone = function(*one, weights)
+            for a, b in zip(jax.tree.leaves(both), jax.tree.leaves(alone), strict=True):
+                np.testing.assert_allclose(a[task, number], b, rtol=1e-11, atol=1e-11)
+
+
+def test_sums_over_devices_where_shard_map_checks_them():
+    """A kernel that all devices share gets the sum of their slopes, as lax's convolution gives it."""
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    x, kernel = (a.astype(jnp.float32) for a in arrays(2))
+
+    def slope(conv):
+        def loss(kernel, x):
+            return jax.lax.psum(jnp.sum(jnp.sin(conv(x, kernel, (1, 1), "SAME", dimension_numbers=DIMS[2]))), "data")
+
+        split = jax.shard_map(loss, mesh=mesh, in_specs=(jax.P(), jax.P("data")), out_specs=jax.P())
+        return jax.jit(jax.grad(split))(kernel, x)
+
+    np.testing.assert_allclose(slope(conv_general_dilated), slope(lax.conv_general_dilated), rtol=1e-5, atol=1e-5)
 
 
 def test_lowering_can_be_chosen():
@@ -136,14 +211,14 @@ def test_groups_of_examples_change_nothing(x64, monkeypatch):
         def slopes(x, kernel):
             return jax.jvp(jax.grad(loss, (0, 1)), (x, kernel), (jnp.cos(x), jnp.sin(kernel)))
 
-        assert_scans = "scan" in str(jax.make_jaxpr(slopes)(x, kernels[0]))
-        return assert_scans, jax.vmap(slopes, (None, 0))(x, kernels)
+        num_loops = jax.jit(slopes).lower(x, kernels[0]).as_text().count("stablehlo.while")
+        return num_loops, jax.vmap(slopes, (None, 0))(x, kernels)
 
-    scans, whole = run()
-    assert not scans
+    num_loops, whole = run()
+    assert num_loops == 0
     monkeypatch.setattr(streaming, "_GROUP_BYTES", 2 * 25 * 9 * 2 * 8)
-    scans, grouped = run()
-    assert scans
+    num_loops, grouped = run()
+    assert num_loops >= 3  # For the output and each slope.
     for a, b in zip(jax.tree.leaves(grouped), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
 
@@ -155,9 +230,9 @@ def test_becomes_a_matrix_product_under_vmap():
     def run(kernel):
         return conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=DIMS[2])
 
-    jaxpr = str(jax.make_jaxpr(jax.vmap(run))(kernel))
-    assert "conv_general_dilated" not in jaxpr
-    assert "dot_general" in jaxpr
+    program = jax.jit(jax.vmap(run)).lower(kernel).as_text()
+    assert "stablehlo.convolution" not in program
+    assert "dot_general" in program
     np.testing.assert_allclose(jax.vmap(run)(kernel)[1], 2 * run(kernel[0]), rtol=1e-5)
 
 
@@ -169,8 +244,11 @@ def test_dtype_and_accumulation(dtype):
     assert ours.dtype == dtype
     theirs = lax.conv_general_dilated(x, kernel, **options)
     np.testing.assert_allclose(*(np.asarray(a, np.float32) for a in (ours, theirs)), rtol=2e-2, atol=5e-2)
-    wide = conv_general_dilated(x, kernel, preferred_element_type=jnp.float32, **options)
+    wide, pull_back = jax.vjp(
+        lambda x, k: conv_general_dilated(x, k, preferred_element_type=jnp.float32, **options), x, kernel
+    )
     assert wide.dtype == jnp.float32
+    assert [slope.dtype for slope in pull_back(wide)] == [dtype, dtype]
 
 
 def test_bad_shapes_get_laxs_own_error():

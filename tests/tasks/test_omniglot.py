@@ -56,9 +56,11 @@ def test_real_background_split_and_nearest(omniglot_dir, tmp_path):
     assert {name.split("/")[0] for name in splits.train.names}.isdisjoint(n.split("/")[0] for n in splits.test.names)
 
 
-def test_the_cache_is_read_and_not_shared_between_resamplings(omniglot_dir, omniglot_splits, tmp_path, monkeypatch):
-    omniglot.load(omniglot_dir, cache_dir=tmp_path)
-    assert len(list(tmp_path.glob("omniglot-28-lanczos-*.npy"))) == 1
+def test_the_cache_is_read_and_not_shared_between_resamplings(
+    omniglot_dir, omniglot_cache, omniglot_splits, tmp_path, monkeypatch
+):
+    (decoded,) = omniglot_cache.glob("omniglot-28-lanczos-*.npy")
+    (tmp_path / decoded.name).write_bytes(decoded.read_bytes())
     monkeypatch.setattr(omniglot, "_decode", lambda *args: pytest.fail("decoded again"))
     cached = omniglot.load(omniglot_dir, cache_dir=tmp_path)
     np.testing.assert_array_equal(cached.test.images, omniglot_splits.test.images)
@@ -128,7 +130,7 @@ def test_a_download_with_another_checksum(server, tmp_path, monkeypatch):
     assert not (tmp_path / "images_background.zip").exists()
 
 
-def test_a_download_that_arrives(server, omniglot_dir, omniglot_splits, tmp_path, monkeypatch):
+def test_a_download_that_arrives(server, omniglot_dir, omniglot_cache, omniglot_splits, tmp_path, monkeypatch):
     """The same code as for the official address, with the served files' own checksums."""
     import hashlib
 
@@ -140,5 +142,7 @@ def test_a_download_that_arrives(server, omniglot_dir, omniglot_splits, tmp_path
         sums[name] = hashlib.md5(data).hexdigest()
     monkeypatch.setattr(omniglot, "URL", url)
     monkeypatch.setattr(omniglot, "MD5", sums)
-    splits = omniglot.load(cache_dir=tmp_path, download=True)
+    splits = omniglot.load(tmp_path, cache_dir=omniglot_cache, download=True)
+    for name in omniglot.MD5:
+        assert (tmp_path / f"{name}.zip").read_bytes() == (folder / f"{name}.zip").read_bytes()
     np.testing.assert_array_equal(splits.valid.images, omniglot_splits.valid.images)

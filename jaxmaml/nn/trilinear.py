@@ -1,0 +1,105 @@
+r"""Convolution and its derivatives, as one operation that is closed under differentiation and `vmap`.
+
+All of them come from one form, linear in each of its three arrays,
+
+    sum_{n, p, k, c, o} image[n, p * stride + k * dilation, c] * kernel[k, c, o] * output[n, p, o],
+
+by leaving one array out: `output` for the convolution, `image` and `kernel` for its slopes. The slope of either in
+one of its own arrays leaves out that one in turn. An axis that `vmap` adds to two of the three joins an axis that
+these two share, such as the examples; one that all three have is an axis of groups, and so is `feature_group_count`.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.interpreters import ad, batching
+
+from jaxmaml import deferred
+from jaxmaml.nn import convolutions
+
+# The two arrays that make the third, in the order of the operands; all with a leading axis of groups.
+_OPERANDS = {"output": ("image", "kernel"), "image": ("kernel", "output"), "kernel": ("image", "output")}
+# The axis, after that of groups, that two arrays share: examples, input channels or output channels.
+_SHARED = {
+    frozenset(("image", "output")): {"image": 1, "output": 1},
+    frozenset(("image", "kernel")): {"image": -1, "kernel": -2},
+    frozenset(("kernel", "output")): {"kernel": -1, "output": -1},
+}
+
+
+def convolve(image: jax.Array, kernel: jax.Array, **params: Any) -> jax.Array:
+    """`[groups, N, *output, O]` of `[groups, N, *image, C]` and `[groups, *window, C, O]`; see `convolutions.Form`."""
+    if deferred.is_plain(image) and deferred.is_plain(kernel):
+        return _bind("output", image, kernel, **params)
+    return convolutions.implement(image, kernel, out="output", **{**params, "direct": False})
+
+
+def _bind(out: str, first, second, **params):
+    return _form_p.bind(first, second, out=out, **params)
+
+
+def _shape_and_dtype(first, second, *, out, form, dtype, **_):
+    if out == "output":
+        shape = first.shape[1], *form.output, second.shape[-1]
+    elif out == "image":
+        shape = second.shape[1], *form.image, first.shape[-2]
+    else:
+        shape = *form.window, first.shape[-1], second.shape[-1]
+    return (first.shape[0], *shape), dtype
+
+
+_form_p = deferred.primitive("convolution", convolutions.implement, _shape_and_dtype)
+
+
+def _jvp(primals, tangents, **params):
+    terms = [
+        _form_p.bind(*(tangent if at == moving else primal for at, primal in enumerate(primals)), **params)
+        for moving, tangent in enumerate(tangents)
+        if type(tangent) is not ad.Zero
+    ]
+    return _form_p.bind(*primals, **params), functools.reduce(jnp.add, terms)
+
+
+def _transpose(cotangent, first, second, *, out, dtype, **params):
+    if type(cotangent) is ad.Zero:
+        return None, None
+    operands = dict(zip(_OPERANDS[out], (first, second), strict=True))
+    sought = next(name for name, operand in operands.items() if ad.is_undefined_primal(operand))
+    known = {**operands, out: cotangent}
+    slope = _bind(sought, *(known[name] for name in _OPERANDS[sought]), dtype=operands[sought].aval.dtype, **params)
+    return tuple(slope if name == sought else None for name in operands)
+
+
+def _batch(operands, axes, *, out, **params):
+    names = _OPERANDS[out]
+    size = next(x.shape[axis] for x, axis in zip(operands, axes, strict=True) if axis is not None)
+    first = {
+        name: jnp.moveaxis(x, axis, 0) for name, x, axis in zip(names, operands, axes, strict=True) if axis is not None
+    }
+    if len(first) == 2:
+        y = _bind(out, *(first[name].reshape(-1, *first[name].shape[2:]) for name in names), **params)
+        return y.reshape(size, -1, *y.shape[1:]), 0
+    (name,) = first
+    shared = _SHARED[frozenset((name, out))]
+    joined = _join(first[name], shared[name])
+    y = _bind(out, *(joined if each == name else x for each, x in zip(names, operands, strict=True)), **params)
+    return _split(y, shared[out], size), 0
+
+
+def _join(x, axis):
+    """The leading axis of `x` made part of `axis` of what it leads."""
+    at = axis if axis > 0 else x.ndim - 1 + axis
+    x = jnp.moveaxis(x, 0, at)
+    return x.reshape(*x.shape[:at], -1, *x.shape[at + 2 :])
+
+
+def _split(x, axis, size):
+    at = axis if axis > 0 else x.ndim + axis
+    return jnp.moveaxis(x.reshape(*x.shape[:at], size, -1, *x.shape[at + 1 :]), at, 0)
+
+
+ad.primitive_jvps[_form_p] = _jvp
+ad.primitive_transposes[_form_p] = _transpose
+batching.primitive_batchers[_form_p] = _batch
