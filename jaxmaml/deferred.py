@@ -18,7 +18,7 @@ from jaxmaml.sums import inlined
 _IMPLEMENTATIONS: dict[jex_core.Primitive, Callable] = {}
 
 
-def primitive(name: str, implement: Callable, shape_and_dtype: Callable) -> Any:
+def primitive(name: str, implement: Callable, shape_and_dtype: Callable) -> jex_core.Primitive:
     """A primitive that becomes `implement(*operands, one_thread=False, **params)` when it is compiled.
 
     Args:

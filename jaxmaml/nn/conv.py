@@ -38,7 +38,8 @@ def conv_general_dilated(
 
     a batched matrix product where each task has its own kernel; and so are the slopes. On a CPU, larger float32
     images with strides of one are left to XLA's own convolution, one task after another, and the slopes put into
-    forms that it is fast at: 0.3 to 0.7 of the time. What is gathered is gathered for groups of examples that fit
+    forms that it is fast at: 0.3 to 0.7 of the time. (These multiply by zeros in places, so that of an input that is
+    not finite more may become NaN than by the formula.) What is gathered is gathered for groups of examples that fit
     the cache, and again for the derivative: the copies are never all in memory.
 
     Args:

@@ -91,7 +91,7 @@ def _of_products_only(precision) -> bool:
 
 def _dot(x, y, contracted, precision, dtype):
     wide = jnp.promote_types(dtype, jnp.result_type(x, y))
-    product = lax.dot_general(x, y, ((contracted), ((), ())), precision=precision, preferred_element_type=wide)
+    product = lax.dot_general(x, y, (contracted, ((), ())), precision=precision, preferred_element_type=wide)
     return product.astype(dtype)
 
 

@@ -32,12 +32,8 @@ _SHARED = {
 def convolve(image: jax.Array, kernel: jax.Array, **params: Any) -> jax.Array:
     """`[groups, N, *output, O]` of `[groups, N, *image, C]` and `[groups, *window, C, O]`; see `convolutions.Form`."""
     if deferred.is_plain(image) and deferred.is_plain(kernel):
-        return _bind("output", image, kernel, **params)
+        return _form_p.bind(image, kernel, out="output", **params)
     return convolutions.implement(image, kernel, out="output", **{**params, "direct": False})
-
-
-def _bind(out: str, first, second, **params):
-    return _form_p.bind(first, second, out=out, **params)
 
 
 def _shape_and_dtype(first, second, *, out, form, dtype, **_):
@@ -68,7 +64,8 @@ def _transpose(cotangent, first, second, *, out, dtype, **params):
     operands = dict(zip(_OPERANDS[out], (first, second), strict=True))
     sought = next(name for name, operand in operands.items() if ad.is_undefined_primal(operand))
     known = {**operands, out: cotangent}
-    slope = _bind(sought, *(known[name] for name in _OPERANDS[sought]), dtype=operands[sought].aval.dtype, **params)
+    pair = (known[name] for name in _OPERANDS[sought])
+    slope = _form_p.bind(*pair, out=sought, dtype=operands[sought].aval.dtype, **params)
     return tuple(slope if name == sought else None for name in operands)
 
 
@@ -79,12 +76,14 @@ def _batch(operands, axes, *, out, **params):
         name: jnp.moveaxis(x, axis, 0) for name, x, axis in zip(names, operands, axes, strict=True) if axis is not None
     }
     if len(first) == 2:
-        y = _bind(out, *(first[name].reshape(-1, *first[name].shape[2:]) for name in names), **params)
+        y = _form_p.bind(*(first[name].reshape(-1, *first[name].shape[2:]) for name in names), out=out, **params)
         return y.reshape(size, -1, *y.shape[1:]), 0
     (name,) = first
     shared = _SHARED[frozenset((name, out))]
     joined = _join(first[name], shared[name])
-    y = _bind(out, *(joined if each == name else x for each, x in zip(names, operands, strict=True)), **params)
+    y = _form_p.bind(
+        *(joined if each == name else x for each, x in zip(names, operands, strict=True)), out=out, **params
+    )
     return _split(y, shared[out], size), 0
 
 
