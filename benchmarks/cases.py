@@ -1,6 +1,7 @@
 """The meta-steps that are timed: model, shapes and step size."""
 
 import dataclasses
+import functools
 from typing import Any, Literal
 
 import jax
@@ -34,21 +35,25 @@ class Case:
     step_size: float
     remat: Literal["gradients", "recursive"] = "gradients"
 
-    def network(self, plain: bool = False) -> Any:
+    def network(self, plain: bool = False, lowering: str = "auto") -> Any:
         """The flax model; `plain` with XLA's own convolution and pooling, as one would write it without jaxmaml."""
-        conv = lax.conv_general_dilated if plain else jaxmaml.nn.conv_general_dilated
-        ours = jaxmaml.nn.Conv4
+        ways, ours = self.num_ways, jaxmaml.nn.Conv4
+        conv = functools.partial(jaxmaml.nn.conv_general_dilated, lowering=lowering)
         return {
             "mlp": lambda: jaxmaml.nn.MLP(),
             "mlp-128": lambda: jaxmaml.nn.MLP((128, 128, 128, 128, 1)),
-            "conv4-omniglot": lambda: PlainConv4(self.num_ways, 64, 2) if plain else ours.omniglot(self.num_ways),
-            "conv4-mini": lambda: PlainConv4(self.num_ways, 32, 1) if plain else ours.mini_imagenet(self.num_ways),
-            "resnet12": lambda: ResNet12(self.num_ways, conv_general_dilated=conv),
-            "transformer": lambda: Transformer(self.num_ways),
+            "conv4-omniglot": lambda: (
+                PlainConv4(ways, 64, 2) if plain else ours.omniglot(ways, conv_general_dilated=conv)
+            ),
+            "conv4-mini": lambda: (
+                PlainConv4(ways, 32, 1) if plain else ours.mini_imagenet(ways, conv_general_dilated=conv)
+            ),
+            "resnet12": lambda: ResNet12(ways, conv_general_dilated=lax.conv_general_dilated if plain else conv),
+            "transformer": lambda: Transformer(ways),
         }[self.model]()
 
-    def loss_fn(self, plain: bool = False) -> jaxmaml.LossFn:
-        apply = self.network(plain).apply
+    def loss_fn(self, plain: bool = False, lowering: str = "auto") -> jaxmaml.LossFn:
+        apply = self.network(plain, lowering).apply
         return jaxmaml.mean_squared_error(apply) if self.regresses else jaxmaml.cross_entropy(apply)
 
     @property
@@ -92,6 +97,17 @@ CASES = {
     "transformer-5w5s-5steps": Case("transformer", 5, 5, 5, 16, 5, 0.01),
     "mlp-100steps": Case("mlp-128", 1, 256, 256, 4, 100, 0.01),
     "mlp-100steps-recursive": Case("mlp-128", 1, 256, 256, 4, 100, 0.01, remat="recursive"),
+}
+# The same with as many tasks as fill a GPU.
+CARD_CASES = {
+    f"{name}-{num_tasks}tasks": dataclasses.replace(CASES[name], num_tasks=num_tasks)
+    for name, num_tasks in (
+        ("omniglot-5w1s-1step", 1024),
+        ("omniglot-5w1s-5steps", 1024),
+        ("mini-imagenet-5w1s-5steps", 32),
+        ("resnet12-5w1s-1step", 32),
+        ("transformer-5w5s-5steps", 512),
+    )
 }
 
 

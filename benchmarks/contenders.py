@@ -1,7 +1,7 @@
 """One outer step by jaxmaml, by plain JAX and by each rival, ready to be timed."""
 
+import functools
 import importlib
-import resource
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,11 +12,29 @@ import numpy as np
 import optax
 
 import jaxmaml
-from benchmarks import reporting
+from benchmarks import reporting, traffic
 from benchmarks.cases import Case
 
-RIVALS = ("torch_func", "higher_loop", "torchopt_loop", "learn2learn_loop")
-NAMES = ("jaxmaml", "jaxmaml_mesh", "jaxmaml_one_thread", "plain_jax", *RIVALS)
+RIVALS = ("torch_func", "torch_func_compiled", "autograd_loop", "higher_loop", "torchopt_loop", "learn2learn_loop")
+NAMES = (
+    "jaxmaml",
+    "jaxmaml_mesh",
+    "jaxmaml_one_thread",
+    "plain_jax",
+    "torch_func",
+    "higher_loop",
+    "torchopt_loop",
+    "learn2learn_loop",
+)
+# For a GPU, or to choose among the ways to execute jaxmaml's step.
+OTHERS = (
+    "torch_func_compiled",
+    "autograd_loop",
+    "jaxmaml_float32",
+    "jaxmaml_products",
+    "jaxmaml_lax",
+    "jaxmaml_chunks",
+)
 
 
 class Contender(NamedTuple):
@@ -26,15 +44,15 @@ class Contender(NamedTuple):
       run: Takes `steps_per_run` outer steps and waits for them.
       steps_per_run: How many.
       result: `() -> (loss, gradients)` of the fixed tasks, in NumPy, to compare.
-      compile_seconds: Until the first step could start.
-      memory: Bytes beside parameters and tasks, and how they were measured.
+      costs: `() -> dict` after the first result: `compile_seconds`, until the first step could start; `memory_bytes`
+        beside parameters and tasks, and what `memory_is`; `rounding`, how far the timed gradient is from the result,
+        as a share of its largest entry; `bytes_moved` by a step, where they can be counted.
     """
 
     run: Callable[[], Any]
     steps_per_run: int
     result: Callable[[], tuple[float, Any]]
-    compile_seconds: float
-    memory: Callable[[], tuple[int, str]]
+    costs: Callable[[], dict[str, Any]]
 
 
 def prepare(name: str, case: Case) -> Contender:
@@ -43,31 +61,37 @@ def prepare(name: str, case: Case) -> Contender:
         return _rival(name, case)
     if name == "plain_jax":
         return _plain_jax(case)
-    if name in _MESHES:
-        return _jaxmaml(case, _MESHES[name])
-    raise ValueError(f"The contenders are {', '.join(NAMES)}; got {name!r}.")
+    if name in _CHOICES:
+        return _jaxmaml(case, *_CHOICES[name])
+    raise ValueError(f"The contenders are {', '.join((*NAMES, *OTHERS))}; got {name!r}.")
 
 
-# The switches of jaxmaml that have to come before JAX's first computation.
-_MESHES = {
-    "jaxmaml": lambda: None,
-    "jaxmaml_mesh": jaxmaml.task_mesh,
-    "jaxmaml_one_thread": lambda: jaxmaml.task_mesh(1),
+# What jaxmaml is asked for: a mesh, which has to be made before JAX's first computation; arguments of `maml`; and how
+# convolutions are lowered.
+_CHOICES: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
+    "jaxmaml": (lambda: None, {}, "auto"),
+    "jaxmaml_mesh": (jaxmaml.task_mesh, {}, "auto"),
+    "jaxmaml_one_thread": (lambda: jaxmaml.task_mesh(1), {}, "auto"),
+    "jaxmaml_float32": (lambda: None, {"matmul_precision": "float32"}, "auto"),
+    "jaxmaml_products": (lambda: None, {}, "matmul"),
+    "jaxmaml_lax": (lambda: None, {}, "lax"),
+    "jaxmaml_chunks": (lambda: None, {"chunk_size": 128}, "auto"),
 }
 
 
-def _jaxmaml(case: Case, make_mesh: Callable[[], Any]) -> Contender:
+def _jaxmaml(case: Case, make_mesh: Callable[[], Any], options: dict[str, Any], lowering: str) -> Contender:
     mesh = make_mesh()
 
     # The parameters' change under sgd(1) is the gradient.
     def learner(outer_optimizer):
         return jaxmaml.maml(
-            case.loss_fn(),
+            case.loss_fn(lowering=lowering),
             optax.sgd(case.step_size),
             outer_optimizer,
             num_inner_steps=case.num_inner_steps,
             remat=case.remat,
             mesh=mesh,
+            **options,
         )
 
     params, tasks = jax.tree.map(jnp.asarray, case.problem())
@@ -79,10 +103,10 @@ def _jaxmaml(case: Case, make_mesh: Callable[[], Any]) -> Contender:
         return jnp.mean(info.query_loss), jax.tree.map(jnp.subtract, state.params, new.params)
 
     compiled, seconds = _compile(gradient, state, tasks)
-    memory = lambda: (reporting.temporaries(compiled), "XLA's temporaries")  # noqa: E731
-    result = lambda: jax.device_get(compiled(state, tasks))  # noqa: E731
+    result, rounding = _results(gradient, compiled, state, tasks)
     if case.model != "mlp":
-        return Contender(lambda: jax.block_until_ready(compiled(state, tasks)), 1, result, seconds, memory)
+        costs = functools.partial(_costs, compiled, seconds, rounding)
+        return Contender(lambda: jax.block_until_ready(compiled(state, tasks)), 1, result, costs)
 
     trainer, count = learner(optax.adam(1e-3)), 500
     training = trainer.init(params)
@@ -94,7 +118,7 @@ def _jaxmaml(case: Case, make_mesh: Callable[[], Any]) -> Contender:
 
     start = time.perf_counter()
     train()
-    return Contender(train, count, result, time.perf_counter() - start, memory)
+    return Contender(train, count, result, functools.partial(_costs, compiled, time.perf_counter() - start, rounding))
 
 
 def _plain_jax(case: Case) -> Contender:
@@ -127,10 +151,10 @@ def _plain_jax(case: Case) -> Contender:
 
     params, tasks = jax.tree.map(jnp.asarray, case.problem())
     compiled, seconds = _compile(jax.value_and_grad(meta_loss), params, tasks)
-    memory = lambda: (reporting.temporaries(compiled), "XLA's temporaries")  # noqa: E731
-    result = lambda: jax.device_get(compiled(params, tasks))  # noqa: E731
+    result, rounding = _results(jax.value_and_grad(meta_loss), compiled, params, tasks)
     if case.model != "mlp":
-        return Contender(lambda: jax.block_until_ready(compiled(params, tasks)), 1, result, seconds, memory)
+        costs = functools.partial(_costs, compiled, seconds, rounding)
+        return Contender(lambda: jax.block_until_ready(compiled(params, tasks)), 1, result, costs)
 
     state, count = [params, optimizer.init(params), jax.random.key(0)], 100
     trainer, seconds = _compile(train, *state)
@@ -140,7 +164,7 @@ def _plain_jax(case: Case) -> Contender:
             *state[:], _ = trainer(*state)
         return jax.block_until_ready(state[0])
 
-    return Contender(run, count, result, seconds, memory)
+    return Contender(run, count, result, functools.partial(_costs, compiled, seconds, rounding))
 
 
 def _rival(name: str, case: Case) -> Contender:
@@ -148,23 +172,62 @@ def _rival(name: str, case: Case) -> Contender:
     params, tasks = case.problem()
     options = {"num_inner_steps": case.num_inner_steps, "step_size": case.step_size}
     step = rival.make_step(case.model, params, tasks, **options)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Only now, where nothing else runs, does cuDNN try which of its algorithms are fastest.
+    first = functools.cache(functools.partial(_first_step, rival, step))
+    if name.endswith("compiled"):
+        first()
+
+    def result():
+        first()
+        with rival.full_precision():
+            return rival.as_numpy(case.model, *step())
+
+    if case.model != "mlp":
+        return Contender(step, 1, result, first)
+    counts = {"num_tasks": case.num_tasks, "num_shots": case.num_shots, "outer_step_size": 1e-3}
+    count = 20
+    train = rival.make_training(params, **counts, **options)
+    return Contender(lambda: train(count), count, result, first)
+
+
+def _first_step(rival: Any, step: Callable[[], Any]) -> dict[str, Any]:
+    """What the first step cost, as `Contender.costs`."""
+    before, _ = rival.memory_peak()
     start = time.perf_counter()
     step()
     seconds = time.perf_counter() - start
-    grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-    memory = lambda: (grown, "growth of the resident set")  # noqa: E731
-    result = lambda: rival.as_numpy(case.model, *step())  # noqa: E731
-    if case.model != "mlp":
-        return Contender(step, 1, result, seconds, memory)
-    counts = {"num_tasks": case.num_tasks, "num_shots": case.num_shots, "outer_step_size": 1e-3}
-    train, count = rival.make_training(params, **counts, **options), 20
+    after, how = rival.memory_peak()
+    return {"compile_seconds": seconds, "memory_bytes": after - before, "memory_is": how}
 
-    def run():
-        for _ in range(count):
-            train()
 
-    return Contender(run, count, result, seconds, memory)
+def _results(function: Callable, compiled: Any, *args: Any) -> tuple[Callable, Callable]:
+    """What is compared, with products in float32; and how far the timed program's gradient is from it."""
+
+    def timed():
+        return jax.device_get(compiled(*args))
+
+    if jax.default_backend() == "cpu":
+        return timed, lambda: 0.0
+    with jax.default_matmul_precision("float32"):
+        exact, _ = _compile(function, *args)
+
+    def rounding():
+        there, here = (flat(grads) for _, grads in (timed(), exact(*args)))
+        return float(np.abs(there - here).max() / np.abs(here).max())
+
+    return lambda: jax.device_get(exact(*args)), rounding
+
+
+def _costs(compiled: Any, seconds: float, rounding: Callable[[], float]) -> dict[str, Any]:
+    costs = {
+        "compile_seconds": seconds,
+        "memory_bytes": reporting.temporaries(compiled),
+        "memory_is": "XLA's temporaries",
+        "rounding": rounding(),
+    }
+    if jax.default_backend() == "gpu" and (moved := traffic.bytes_moved(compiled.as_text())):
+        costs["bytes_moved"] = moved
+    return costs
 
 
 def flat(tree: Any) -> np.ndarray:

@@ -1,17 +1,18 @@
 """Floating-point operations of a computation's products, and the rate at which this machine multiplies."""
 
+import functools
 import math
 import time
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.extend import core as jex_core
 
 import jaxmaml
 from benchmarks.cases import Case
 
 
+@functools.cache
 def needed(case: Case) -> int:
     """Operations in the matrix products and convolutions of one meta-step, reverse over reverse, nothing twice."""
     params, tasks = case.problem()
@@ -54,23 +55,37 @@ def count(jaxpr) -> int:
 
 
 def product_rates() -> dict[str, float]:
-    """Operations per second of a large product, and of 32 of the size of Conv4-64's second convolution.
+    """Operations per second of a large product, and of many of the size of Conv4-64's second convolution.
 
     A ceiling: the fastest of many, since whatever else the machine does makes them slower only.
     """
-
-    def rate(*shapes: tuple[int, ...]) -> float:
-        rng = np.random.default_rng(0)
-        a, b = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
-        product = jax.jit(jnp.matmul).lower(a, b).compile()
-        seconds = []
-        for _ in range(100):
-            start = time.perf_counter()
-            jax.block_until_ready(product(a, b))
-            seconds.append(time.perf_counter() - start)
-        return 2 * a.size * b.shape[-1] / min(seconds)
-
-    return {
-        "2048 x 2048 x 2048": rate((2048, 2048), (2048, 2048)),
-        "32 of 245 x 576 x 64": rate((32, 245, 576), (32, 576, 64)),
+    side, batch = (8192, 1024) if jax.default_backend() == "gpu" else (2048, 32)
+    shapes = {
+        f"{side} x {side} x {side}": ((side, side), (side, side)),
+        f"{batch} of 245 x 576 x 64": ((batch, 245, 576), (batch, 576, 64)),
     }
+    return {
+        name: 2 * math.prod(a) * b[-1] / _seconds(jnp.matmul, _random(a), _random(b)) for name, (a, b) in shapes.items()
+    }
+
+
+def copy_rate() -> float:
+    """Bytes per second, read and written, of a large array that is scaled; the fastest of many."""
+    x = _random((1 << 28 if jax.default_backend() == "gpu" else 1 << 26,))
+    return 2 * x.nbytes / _seconds(lambda x: 1.5 * x, x)
+
+
+def _random(shape: tuple[int, ...]) -> jax.Array:
+    return jax.random.normal(jax.random.key(0), shape)
+
+
+def _seconds(function, *args: jax.Array) -> float:
+    compiled = jax.jit(function).lower(*args).compile()
+    # On a GPU several in a row, for a call takes as long to be made as some take to be computed.
+    calls = 10 if jax.default_backend() == "gpu" else 1
+    seconds = []
+    for _ in range(100 // calls):
+        start = time.perf_counter()
+        jax.block_until_ready([compiled(*args) for _ in range(calls)])
+        seconds.append((time.perf_counter() - start) / calls)
+    return min(seconds)

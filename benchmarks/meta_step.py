@@ -7,21 +7,22 @@ agree; then they are timed in turn, in several rounds, one at a time.
 """
 
 import dataclasses
-import json
 import pathlib
-import subprocess
-import sys
 import tempfile
-from typing import IO, Any, cast
+import threading
 
+import jax
 import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks import flops, reporting
-from benchmarks.cases import CASES
+from benchmarks.cases import CARD_CASES, CASES
 from benchmarks.contenders import NAMES
+from benchmarks.workers import Worker, prepare
+
+ALL_CASES = {**CASES, **CARD_CASES}
 
 # Of the largest entry of the gradient, in float32, where a rounding can turn a ReLU or a maximum over five inner steps
 # of 84 x 84 images. tests/test_rivals.py asks for 1e-9 in float64.
@@ -33,100 +34,90 @@ class Config:
     """What to time.
 
     Attributes:
-      cases: Which meta-steps.
-      contenders: By whom; those that cannot be imported are left out, and named.
+      cases: Which meta-steps: of `cases.CASES`, or of `cases.CARD_CASES`, which fill a GPU.
+      contenders: By whom, of `contenders.NAMES` and `OTHERS`. Those that cannot be imported are left out, and named.
       rounds: How often each has its turn.
       seconds: Length of a turn; at least one step is taken.
+      processes: If more than one, the contenders of all cases are prepared first, by so many at once: for a GPU in a
+        machine of many cores.
+      patience: Seconds for the preparation of a case, or of all; who is late is left out.
       output_dir: Where the result goes.
+      name: Of its file.
     """
 
     cases: tuple[str, ...] = tuple(CASES)
     contenders: tuple[str, ...] = NAMES
     rounds: int = 5
     seconds: float = 2.0
+    processes: int = 1
+    patience: float = 3600.0
     output_dir: pathlib.Path = pathlib.Path("results")
+    name: str = "meta_step"
 
 
 def main(config: Config) -> None:
-    console = Console()
+    console = Console(width=160)
     result = {
         "command": reporting.command_line("benchmarks.meta_step"),
         "config": {**dataclasses.asdict(config), "output_dir": None},
         "environment": reporting.environment(),
         "rivals": reporting.versions("torch", "higher", "torchopt", "learn2learn"),
         "product_flops_per_second": flops.product_rates(),
+        "copy_bytes_per_second": flops.copy_rate(),
         "protocol": "float32; milliseconds an outer step: loss and meta-gradient of fixed tasks, on sinusoids with "
-        "sampling and Adam's update; each contender alone on the machine in its turn",
+        "sampling and Adam's update; each contender alone on the machine in its turn"
+        + ("; products in TF32, but for the results that are compared" if jax.default_backend() == "gpu" else ""),
         "cases": {},
     }
-    for name in config.cases:
-        console.print(f"{name}: {dataclasses.asdict(CASES[name])}")
-        result["cases"][name] = measured = measure(name, config, console)
-        console.print(table(name, measured, result["product_flops_per_second"]))
-        reporting.write_json(config.output_dir / "meta_step.json", result)
-
-
-def measure(case: str, config: Config, console: Console) -> dict:
-    """Rounds of turns over the contenders of one case."""
     with tempfile.TemporaryDirectory() as folder:
-        workers, rows, results, left_out = {}, {}, {}, {}
-        try:
-            for name in config.contenders:
-                path = pathlib.Path(folder) / f"{name}.npz"
-                worker = Worker(case, name, path)
-                said = worker.listen()
-                if said is None:
-                    left_out[name] = worker.last_words()
-                    console.print(f"  {name} left out: {left_out[name]}")
-                    continue
-                workers[name], rows[name], results[name] = worker, said, dict(np.load(path))
-            deviations = compare(results)
-            seconds = {name: [] for name in workers}
-            for _ in range(config.rounds):
-                for name, worker in workers.items():
-                    # A step of many seconds is not taken five times over.
-                    if not seconds[name] or np.median(seconds[name]) < 5 * config.seconds:
-                        seconds[name] += worker.ask(config.seconds)
-        finally:
-            for worker in workers.values():
-                worker.process.kill()
+        path = pathlib.Path(folder)
+        together = [config.cases] if config.processes > 1 else [(name,) for name in config.cases]
+        for names in together:
+            # Meanwhile: it takes seconds, in which a machine of many cores has others idle.
+            threading.Thread(target=lambda names=names: [flops.needed(ALL_CASES[name]) for name in names]).start()
+            workers = prepare(names, config.contenders, path, config.processes, config.patience)
+            for name in names:
+                console.print(f"{name}: {dataclasses.asdict(ALL_CASES[name])}")
+                result["cases"][name] = measured = measure(name, workers[name], config)
+                for left_out, why in measured["left_out"].items():
+                    console.print(f"  {left_out} left out: {why}")
+                console.print(table(name, measured, result["product_flops_per_second"]))
+                reporting.write_json(config.output_dir / f"{config.name}.json", result)
+
+
+def measure(case: str, workers: dict[str, Worker], config: Config) -> dict:
+    """Rounds of turns over the contenders of one case, which end with it."""
+    rows, results, seconds, left_out = {}, {}, {}, {}
+    try:
+        for name in config.contenders:
+            worker = workers.get(name)
+            said = worker.ask("check") if worker and worker.prepared else None
+            if worker and said:
+                rows[name], results[name], seconds[name] = said, dict(np.load(worker.path)), []
+            else:
+                left_out[name] = worker.last_words() if worker else "not prepared in time"
+        deviations = compare(results)
+        for _ in range(config.rounds):
+            for name, taken in seconds.items():
+                # A step of many seconds is not taken five times over.
+                if not taken or np.median(taken) < 5 * config.seconds:
+                    taken += workers[name].ask(str(config.seconds))
+    finally:
+        for worker in workers.values():
+            worker.kill()
     for name, row in rows.items():
         quartiles = np.percentile(seconds[name], (25, 50, 75))
         row |= {"median_ms": 1e3 * quartiles[1], "quartiles_ms": (1e3 * quartiles[[0, 2]]).tolist()}
         row |= {"num_runs": len(seconds[name]), "deviation": deviations[name]}
         print(f"  {name}: {row['median_ms']:.2f} ms", flush=True)
-    return {**dataclasses.asdict(CASES[case]), "flops": flops.needed(CASES[case]), "rows": rows, "left_out": left_out}
-
-
-class Worker:
-    """A `benchmarks.worker` process."""
-
-    def __init__(self, case: str, name: str, path: pathlib.Path):
-        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.worker", case, name, str(path)]
-        self.process = subprocess.Popen(
-            command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        pipes = (self.process.stdin, self.process.stdout, self.process.stderr)
-        self.stdin, self.stdout, self.stderr = (cast(IO[str], pipe) for pipe in pipes)
-
-    def listen(self) -> Any:
-        """Its next line of JSON; `None` where it has ended."""
-        for line in self.stdout:
-            if line.startswith(("{", "[")):
-                return json.loads(line)
-        return None
-
-    def ask(self, seconds: float) -> list[float]:
-        self.stdin.write(f"{seconds}\n")
-        self.stdin.flush()
-        return self.listen()
-
-    def last_words(self) -> str:
-        return (self.stderr.read().strip().splitlines() or ["no reason given"])[-1]
+    facts = ALL_CASES[case]
+    return {**dataclasses.asdict(facts), "flops": flops.needed(facts), "rows": rows, "left_out": left_out}
 
 
 def compare(results: dict[str, dict]) -> dict[str, float]:
     """Each contender's largest deviation from the first, as a share of the largest entry of the gradient."""
+    if not results:
+        return {}
     first = next(iter(results.values()))
     scale = np.abs(first["grads"]).max()
     deviations = {name: float(np.abs(r["grads"] - first["grads"]).max() / scale) for name, r in results.items()}
@@ -140,36 +131,44 @@ def compare(results: dict[str, dict]) -> dict[str, float]:
 
 def markdown(result: dict) -> str:
     """A result as a Markdown table: jaxmaml's own figures, and how many times as long the others take."""
-    others = [name for name in NAMES if not name.startswith("jaxmaml")]
+    others = [name for name in result["config"]["contenders"] if not name.startswith("jaxmaml")]
+    others = [name for name in others if any(name in measured["rows"] for measured in result["cases"].values())]
+    copies = any("bytes_moved" in row for case in result["cases"].values() for row in case["rows"].values())
     batched = list(result["product_flops_per_second"].values())[-1]
-    lines = [
-        "| outer step | ms | of product rate | MB | compile s | " + " | ".join(others) + " |",
-        "| --- |" + " --: |" * (4 + len(others)),
-    ]
+    columns = ["ms", "of product rate", *(["of copy rate"] if copies else []), "MB", "compile s", *others]
+    lines = ["| outer step | " + " | ".join(columns) + " |", "| --- |" + " --: |" * len(columns)]
     for case, measured in result["cases"].items():
         rows = measured["rows"]
-        best = min((name for name in rows if name.startswith("jaxmaml")), key=lambda name: rows[name]["median_ms"])
+        best = _fastest(rows)
         ours = rows[best]
-        share = measured["flops"] / (ours["median_ms"] / 1e3) / batched
-        ratios = [f"{rows[n]['median_ms'] / ours['median_ms']:.3g}x" if n in rows else "-" for n in others]
-        median = ours["median_ms"]
+        seconds = ours["median_ms"] / 1e3
         cells = [
-            f"{median:.3g}" if median < 1000 else f"{median:.0f}",
-            f"{100 * share:.0f}%",
-            f"{ours['memory_bytes'] / 1e6:.3g}",
+            _short(ours["median_ms"]),
+            f"{100 * measured['flops'] / seconds / batched:.0f}%",
         ]
+        if copies:
+            moved = ours.get("bytes_moved")
+            cells.append(f"{100 * moved / seconds / result['copy_bytes_per_second']:.0f}%" if moved else "-")
+        cells += [_short(ours["memory_bytes"] / 1e6), f"{ours['compile_seconds']:.1f}"]
+        cells += [f"{rows[n]['median_ms'] / ours['median_ms']:.3g}x" if n in rows else "-" for n in others]
         mark = {"jaxmaml_mesh": " (mesh)", "jaxmaml_one_thread": " (one thread)"}.get(best, "")
-        lines.append(f"| {case}{mark} | " + " | ".join([*cells, f"{ours['compile_seconds']:.1f}", *ratios]) + " |")
+        lines.append(f"| {case}{mark} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _short(number: float) -> str:
+    """Three digits, and no powers of ten."""
+    return f"{number:.3g}" if number < 1000 else f"{number:.0f}"
 
 
 def table(case: str, measured: dict, rates: dict[str, float]) -> Table:
     batched = list(rates.values())[-1]
     view = Table(title=case)
-    for column in ("", "median ms", "quartiles", "times jaxmaml", "compile s", "memory MB", "GFLOP/s", "of batched"):
+    for column in ("", "median ms", "quartiles", "times", "compile s", "memory MB", "GFLOP/s", "of batched", "GB/s"):
         view.add_column(column, justify="right" if column else "left")
-    best = min(row["median_ms"] for name, row in measured["rows"].items() if name.startswith("jaxmaml"))
-    for name, row in measured["rows"].items():
+    rows = measured["rows"]
+    best = rows[_fastest(rows)]["median_ms"] if rows else None
+    for name, row in rows.items():
         rate = measured["flops"] / row["median_ms"] * 1e3
         view.add_row(
             name,
@@ -180,8 +179,15 @@ def table(case: str, measured: dict, rates: dict[str, float]) -> Table:
             f"{row['memory_bytes'] / 1e6:.4g}",
             f"{rate / 1e9:.1f}",
             f"{100 * rate / batched:.0f}%",
+            f"{row['bytes_moved'] / row['median_ms'] / 1e6:.0f}" if "bytes_moved" in row else "-",
         )
     return view
+
+
+def _fastest(rows: dict[str, dict]) -> str:
+    """Of jaxmaml's own, or of all where it is not among them."""
+    ours = [name for name in rows if name.startswith("jaxmaml")]
+    return min(ours or rows, key=lambda name: rows[name]["median_ms"])
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python -m benchmarks.worker CASE CONTENDER RESULT.npz
 
-Says what it compiled, and then, at each line it reads, takes steps for about that many seconds and says how long each
-run of steps took.
+Says when it is prepared. At `check` it writes its loss and gradients and says what it cost; at a number it takes steps
+for about that many seconds and says how long each run of steps took.
 """
 
 import json
@@ -13,20 +13,21 @@ import time
 
 import numpy as np
 
-from benchmarks.cases import CASES
+from benchmarks.cases import CARD_CASES, CASES
 from benchmarks.contenders import flat, prepare
 
 
 def main(case: str, name: str, path: pathlib.Path) -> None:
-    contender = prepare(name, CASES[case])
-    loss, grads = contender.result()
-    np.savez(path, loss=loss, grads=flat(grads))
-    memory, how = contender.memory()
-    say = {"compile_seconds": contender.compile_seconds, "memory_bytes": memory, "memory_is": how}
-    print(json.dumps(say), flush=True)
-    if contender.steps_per_run > 1:  # Else the result was the warm-up.
-        contender.run()
+    contender = prepare(name, {**CASES, **CARD_CASES}[case])
+    print(json.dumps({"prepared": name}), flush=True)
     for line in sys.stdin:
+        if line.strip() == "check":
+            loss, grads = contender.result()
+            np.savez(path, loss=loss, grads=flat(grads))
+            if contender.steps_per_run > 1:  # Else the result was the warm-up.
+                contender.run()
+            print(json.dumps(contender.costs()), flush=True)
+            continue
         seconds, end = [], time.perf_counter() + float(line)
         while not seconds or time.perf_counter() < end:
             start = time.perf_counter()

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from rich.console import Console
 
 import jaxmaml
-from benchmarks import cases, flops, meta_step, reporting
+from benchmarks import cases, flops, meta_step, reporting, traffic
+from benchmarks.workers import prepare
 
 
 def counted(function, *shapes):
@@ -54,15 +54,34 @@ def test_gradients_that_differ_are_not_timed():
         meta_step.compare({"a": same, "b": other})
 
 
-def test_contenders_are_measured_in_turn():
-    config = meta_step.Config(contenders=("jaxmaml", "plain_jax", "no_such"), rounds=2, seconds=0.05)
-    measured = meta_step.measure("sinusoid-1step", config, Console(quiet=True))
+def test_contenders_are_measured_in_turn(tmp_path):
+    contenders = ("jaxmaml", "plain_jax", "no_such")
+    config = meta_step.Config(("sinusoid-1step",), contenders, rounds=2, seconds=0.05, processes=2)
+    workers = prepare(config.cases, config.contenders, tmp_path, config.processes, patience=600)
+    measured = meta_step.measure("sinusoid-1step", workers["sinusoid-1step"], config)
     assert set(measured["rows"]) == {"jaxmaml", "plain_jax"}
-    assert "no_such" in measured["left_out"]
+    assert "no_such" in measured["left_out"]["no_such"]
     for row in measured["rows"].values():
         assert row["median_ms"] > 0
         assert row["memory_bytes"] > 0
         assert row["deviation"] < 1e-4
+
+
+def test_who_is_late_is_left_out(tmp_path):
+    worker = prepare(("sinusoid-1step",), ("jaxmaml",), tmp_path, 1, patience=0.1)["sinusoid-1step"]["jaxmaml"]
+    assert not worker.prepared
+    assert worker.last_words() == "not prepared in time"
+
+
+def test_bytes_are_counted_once_a_kernel():
+    x = jnp.ones((1000, 100))
+
+    def moved(function):
+        return traffic.bytes_moved(jax.jit(function).lower(x).compile().as_text())
+
+    assert moved(lambda x: 1.5 * jnp.sin(x)) == 2 * x.nbytes
+    assert moved(lambda x: (jnp.sin(x) @ jnp.ones((100, 100))).astype(jnp.bfloat16)) > 4 * x.nbytes
+    assert moved(lambda x: lax.fori_loop(0, 9, lambda _, x: jnp.sin(x), x)) is None
 
 
 def test_memory_is_that_of_all_devices():

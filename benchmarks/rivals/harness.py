@@ -4,15 +4,20 @@ Each rival module has `meta_gradient(model, params, *, num_inner_steps, step_siz
 reads `params` in place, so an optimizer may move them between calls.
 """
 
-import functools
+import contextlib
 import math
-from collections.abc import Callable
+import pathlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 import jaxmaml
 from benchmarks.rivals import torch_models
+
+# A GPU's products as JAX multiplies there by default, and the fastest of cuDNN's algorithms.
+torch.set_float32_matmul_precision("high")
+torch.backends.cudnn.benchmark = True
 
 Tensors = dict[str, torch.Tensor]
 MetaGradient = Callable[[jaxmaml.Task], tuple[torch.Tensor, Tensors]]
@@ -45,7 +50,14 @@ def make_step(
     Task after task on a CPU, channels last in memory is a tenth faster on conv4-mini and no slower on conv4-omniglot.
     """
     meta_gradient = build(model, _parameters(model, params), **options)
-    return functools.partial(meta_gradient, torch_models.to_torch_tasks(model, tasks, channels_last))
+    tasks = torch_models.to_torch_tasks(model, tasks, channels_last)
+
+    def step():
+        result = meta_gradient(tasks)
+        _wait()
+        return result
+
+    return step
 
 
 def make_training(
@@ -56,8 +68,11 @@ def make_training(
     num_shots: int,
     outer_step_size: float,
     **options: Any,
-) -> Callable[[], torch.Tensor]:
-    """Prepare outer iterations on sinusoids: sample tasks, differentiate, move the initial parameters by Adam."""
+) -> Callable[[int], torch.Tensor]:
+    """Prepare outer iterations on sinusoids: sample tasks, differentiate, move the initial parameters by Adam.
+
+    `train(count)` takes so many and returns their losses.
+    """
     parameters = _parameters("mlp", params)
     meta_gradient = build("mlp", parameters, **options)
     optimizer = torch.optim.Adam(parameters.values(), outer_step_size, fused=True)
@@ -76,7 +91,37 @@ def make_training(
         optimizer.step()
         return loss
 
-    return iterate
+    def train(count):
+        losses = torch.stack([iterate() for _ in range(count)])
+        _wait()
+        return losses
+
+    return train
+
+
+def memory_peak() -> tuple[int, str]:
+    """The most bytes that were in use so far, and of what."""
+    if torch_models.DEVICE.type == "cuda":
+        return torch.cuda.max_memory_allocated(), "torch's peak on the device"
+    # Not getrusage's, which begins with the peak of the process that started this one.
+    status = pathlib.Path("/proc/self/status").read_text()
+    (peak,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
+    return 1024 * int(peak), "growth of the resident set"
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """Products in float32 on a GPU too, to compare results."""
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = True
+    torch.set_float32_matmul_precision("high")
+
+
+def _wait() -> None:
+    if torch_models.DEVICE.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def as_numpy(model: str, loss: torch.Tensor, grads: Tensors) -> tuple[float, dict]:

@@ -30,7 +30,7 @@ _SHARED = {
 
 
 def convolve(image: jax.Array, kernel: jax.Array, **params: Any) -> jax.Array:
-    """`[groups, N, *output, O]` of `[groups, N, *image, C]` and `[groups, *window, C, O]`; see `convolutions.Form`."""
+    """`[groups, N, *output, O]` of `[groups, N, *image, C]` and `[groups, *window, C, O]`; see `form.Form`."""
     if deferred.is_plain(image) and deferred.is_plain(kernel):
         return _form_p.bind(image, kernel, out="output", **params)
     return convolutions.implement(image, kernel, out="output", **{**params, "direct": False})

@@ -1,0 +1,85 @@
+"""Contenders in processes of their own, prepared one after another or several at once."""
+
+import concurrent.futures
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import IO, Any, cast
+
+from benchmarks.contenders import RIVALS
+
+
+class Worker:
+    """A `benchmarks.worker` process, which writes its result to `path`."""
+
+    def __init__(self, case: str, name: str, path: pathlib.Path):
+        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.worker", case, name, str(path)]
+        # Contenders share a GPU: JAX would take most of its memory for the first, and needs none beside PyTorch.
+        environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        if name in RIVALS:
+            environment["JAX_PLATFORMS"] = "cpu"
+        self.path, self.prepared = path, False
+        self.errors = path.with_suffix(".txt")
+        with self.errors.open("w") as errors:
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
+            # With what it starts itself, such as torch's compilers, in a group of its own, to end with it.
+            self.process = subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes)
+        self.stdin, self.stdout = (cast(IO[str], pipe) for pipe in (self.process.stdin, self.process.stdout))
+
+    def listen(self, deadline: float) -> None:
+        """Wait for its first word, until `deadline`."""
+        timer = threading.Timer(max(0.0, deadline - time.monotonic()), self.kill)
+        timer.start()
+        self.prepared = self._next_word() is not None
+        timer.cancel()
+
+    def ask(self, word: str) -> Any:
+        """Its answer; `None` where it has ended."""
+        try:
+            self.stdin.write(f"{word}\n")
+            self.stdin.flush()
+        except BrokenPipeError:
+            return None
+        return self._next_word()
+
+    def _next_word(self) -> Any:
+        for line in self.stdout:
+            if line.startswith(("{", "[")):
+                return json.loads(line)
+        return None
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    def last_words(self) -> str:
+        self.kill()
+        return (self.errors.read_text().strip().splitlines() or ["not prepared in time"])[-1]
+
+
+def prepare(
+    cases: tuple[str, ...], contenders: tuple[str, ...], folder: pathlib.Path, processes: int, patience: float
+) -> dict[str, dict[str, Worker]]:
+    """Start the contenders of `cases`, so many at once, and wait until all are prepared or `patience` is at an end.
+
+    Returns:
+      The workers of each case by name, without those that were not started in time.
+    """
+    deadline = time.monotonic() + patience
+    workers: dict[str, dict[str, Worker]] = {case: {} for case in cases}
+
+    def start(case, name):
+        if time.monotonic() < deadline:
+            workers[case][name] = worker = Worker(case, name, folder / f"{case}_{name}.npz")
+            worker.listen(deadline)
+
+    with concurrent.futures.ThreadPoolExecutor(processes) as pool:
+        started = [pool.submit(start, case, name) for case in cases for name in contenders]
+    for each in started:
+        each.result()
+    return workers
