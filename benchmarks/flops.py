@@ -3,6 +3,7 @@
 import functools
 import math
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -65,26 +66,29 @@ def product_rates() -> dict[str, float]:
         f"{batch} of 245 x 576 x 64": ((batch, 245, 576), (batch, 576, 64)),
     }
     return {
-        name: 2 * math.prod(a) * b[-1] / _seconds(jnp.matmul, _random(a), _random(b)) for name, (a, b) in shapes.items()
+        name: 2 * math.prod(a) * b[-1] / fastest_seconds(jnp.matmul, _random(a), _random(b))
+        for name, (a, b) in shapes.items()
     }
 
 
 def copy_rate() -> float:
     """Bytes per second, read and written, of a large array that is scaled; the fastest of many."""
     x = _random((1 << 28 if jax.default_backend() == "gpu" else 1 << 26,))
-    return 2 * x.nbytes / _seconds(lambda x: 1.5 * x, x)
+    return 2 * x.nbytes / fastest_seconds(lambda x: 1.5 * x, x)
 
 
 def _random(shape: tuple[int, ...]) -> jax.Array:
     return jax.random.normal(jax.random.key(0), shape)
 
 
-def _seconds(function, *args: jax.Array) -> float:
+def fastest_seconds(function: Callable, *args: jax.Array, repeats: int = 100) -> float:
+    """Of a compiled function, the fastest of `repeats` runs."""
     compiled = jax.jit(function).lower(*args).compile()
+    jax.block_until_ready(compiled(*args))
     # On a GPU several in a row, for a call takes as long to be made as some take to be computed.
     calls = 10 if jax.default_backend() == "gpu" else 1
     seconds = []
-    for _ in range(100 // calls):
+    for _ in range(max(1, repeats // calls)):
         start = time.perf_counter()
         jax.block_until_ready([compiled(*args) for _ in range(calls)])
         seconds.append((time.perf_counter() - start) / calls)

@@ -203,13 +203,17 @@ def markdown(results: dict[str, dict[str, dict]]) -> str:
     lines = ["| | products | gradient error, start | end | trained with |", "| --- | --- | --: | --: | --: |"]
     for name, rows in results.items():
         for precision, row in rows.items():
-            start, end = (f"{100 * row[f'gradient_error_{when}']:.2g}%" for when in ("start", "end"))
+            start, end = (_percent(row[f"gradient_error_{when}"]) for when in ("start", "end"))
             if "accuracy" in row:
                 ends = f"{100 * row['accuracy']:.2f} ± {100 * row['ci95']:.2f}%"
             else:
                 ends = f"loss {row['query_loss']:.3f} ± {row['ci95']:.3f}" if "query_loss" in row else "-"
             lines.append(f"| {name} | {precision} | {start} | {end} | {ends} |")
     return "\n".join(lines)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f}%" if share > 0.1 else f"{100 * share:.2g}%"
 
 
 def figure(histories: dict[str, dict[str, np.ndarray]], path: pathlib.Path) -> None:

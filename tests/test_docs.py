@@ -12,7 +12,7 @@ import pytest
 from nbclient import NotebookClient
 
 import jaxmaml
-from benchmarks import memory, meta_step, report, reporting
+from benchmarks import memory, meta_step, precision, report, reporting
 from tests.conftest import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()
@@ -57,12 +57,17 @@ def test_the_family_tables_are_the_committed_results():
 
 
 def test_the_speed_and_memory_tables_are_the_committed_results():
-    for name in ("meta_step.json", "meta_step_images.json"):
-        assert meta_step.markdown(json.loads((RESULTS / name).read_text())) in README
+    for name in ("meta_step", "meta_step_images", "meta_step_gpu", "meta_step_gpu_filled"):
+        assert meta_step.markdown(json.loads((RESULTS / f"{name}.json").read_text())) in README
     studies = json.loads((RESULTS / "memory.json").read_text())["studies"]
     for title, sizes in MEMORY_TABLES.items():
         assert memory.markdown(studies[title], sizes) in README
     assert (RESULTS / "memory.png").exists()
+
+
+def test_the_precision_table_is_the_committed_result():
+    assert precision.markdown(json.loads((RESULTS / "precision.json").read_text())["problems"]) in README
+    assert (RESULTS / "precision.png").exists()
 
 
 def test_the_report_is_of_the_committed_results():

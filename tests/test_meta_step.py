@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 
 import jaxmaml
-from benchmarks import cases, flops, meta_step, reporting, traffic
+from benchmarks import cases, convolutions, flops, meta_step, reporting, traffic
 from benchmarks.workers import prepare
 
 
@@ -106,3 +106,14 @@ def test_the_plain_models_are_the_same_functions(quick_compiles, name):
     inputs = tasks.support[0][0, :2]
     outputs = [case.network(plain).apply(params, inputs) for plain in (False, True)]
     np.testing.assert_allclose(*outputs, rtol=2e-4, atol=2e-4)
+
+
+def test_both_ways_of_a_convolution_are_timed():
+    config = convolutions.Config(num_tasks=2, repeats=1)
+    rows = [convolutions.measure(config, "Conv4, 84 x 84, 3", "output", shared) for shared in (True, False)]
+    assert [row["kernels"] for row in rows] == [1, 2]
+    assert all(row["chosen"] == "own" and set(row["microseconds"]) == {"products", "own"} for row in rows)
+    strided = convolutions.measure(config, "Conv4, Omniglot, 3", "kernel", False)
+    assert strided["chosen"] == "products"
+    assert set(strided["microseconds"]) == {"products"}
+    assert convolutions.table([*rows, strided]).row_count == 1

@@ -11,7 +11,8 @@ from jaxmaml.nn import on_cpu, on_gpu
 from jaxmaml.nn.form import Form, Sizes
 from jaxmaml.nn.windows import PRODUCTS
 
-_PLATFORMS = {"cpu": on_cpu, "gpu": on_gpu}
+#: Who knows XLA's own convolution there.
+PLATFORMS = {"cpu": on_cpu, "gpu": on_gpu}
 
 
 def implement(first, second, *, out, form, precision, dtype, direct, one_thread=False) -> jax.Array:
@@ -27,17 +28,24 @@ def implement(first, second, *, out, form, precision, dtype, direct, one_thread=
       one_thread: Whether the device has one thread only.
     """
     dtype = jnp.dtype(dtype)
-    platform = _PLATFORMS.get(jax.default_backend())
+    platform = PLATFORMS.get(jax.default_backend())
     may = direct and {first.dtype, second.dtype} == {dtype} and not _of_products_only(precision)
-    if may and platform and platform.gains(out, form, _sizes(first, second, out, form), dtype, one_thread):
+    sizes = sizes_of(first, second, out, form)
+    if may and platform and platform.possible(form, dtype) and platform.gains(out, form, sizes, one_thread):
         return platform.convolve(first, second, out, form, precision)
+    return by_products(first, second, out=out, form=form, precision=precision, dtype=dtype)
+
+
+def by_products(first, second, *, out, form: Form, precision, dtype) -> jax.Array:
+    """The same by gathered windows, whatever is faster."""
     function = functools.partial(PRODUCTS[out], form=form, precision=precision, dtype=dtype)
     if first.shape[0] == 1:
         return function(first[0], second[0])[None]
     return jax.vmap(function)(first, second)
 
 
-def _sizes(first, second, out, form: Form) -> Sizes:
+def sizes_of(first: jax.Array, second: jax.Array, out: str, form: Form) -> Sizes:
+    """Of the two operands that make `out`."""
     examples = (second if out == "image" else first).shape[1]
     return Sizes(
         groups=first.shape[0],

@@ -22,20 +22,19 @@ _FEWEST_CHANNELS = 32
 _FEWEST_FILTERS = 64
 
 
-def gains(out: str, form: Form, sizes: Sizes, dtype: jnp.dtype, one_thread: bool) -> bool:
-    """Whether XLA's own can be used and is faster than gathered windows."""
-    fewest = (_FEWEST_PIXELS if one_thread else _FEWEST_PIXELS_OF_THREADS)[out]
+def possible(form: Form, dtype: jnp.dtype) -> bool:
+    """Whether XLA has a fast convolution for it."""
     within = all(0 <= edge < side for edges, side in zip(form.padding, form.window, strict=True) for edge in edges)
-    return (
-        dtype == jnp.float32
-        and len(form.image) == 2
-        and form.window != (1, 1)
-        and within
-        and {*form.strides, *form.holes, *form.dilation} == {1}
-        and sizes.pixels >= fewest
-        # Not for groups of features, which may be as many and as small as features are.
-        and (sizes.groups == 1 or sizes.filters >= _FEWEST_CHANNELS)
-    )
+    steps = {*form.strides, *form.holes, *form.dilation}
+    return dtype == jnp.float32 and len(form.image) == 2 and form.window != (1, 1) and within and steps == {1}
+
+
+def gains(out: str, form: Form, sizes: Sizes, one_thread: bool) -> bool:
+    """Whether it is faster than gathered windows."""
+    del form
+    fewest = (_FEWEST_PIXELS if one_thread else _FEWEST_PIXELS_OF_THREADS)[out]
+    # Not for groups of features, which may be as many and as small as features are.
+    return sizes.pixels >= fewest and (sizes.groups == 1 or sizes.filters >= _FEWEST_CHANNELS)
 
 
 def convolve(first: jax.Array, second: jax.Array, out: str, form: Form, precision) -> jax.Array:

@@ -6,8 +6,9 @@ from jax import lax
 
 from jaxmaml.nn.form import Form, Sizes
 
-# Measured on one NVIDIA H200 with 3 x 3 windows (benchmarks/results/meta_step_gpu.json). Gathered windows are written
-# and read again, nine times the image; what is multiplied for it grows with the filters, and hides it from 128 on.
+# From a first look at layers on one NVIDIA H200 (`python -m benchmarks.convolutions` makes such tables); the whole step
+# is in benchmarks/results/meta_step_gpu_filled.json. Gathered windows are written and read again, nine times the image;
+# what is multiplied for it grows with the filters, and hides it from 128 on.
 _MOST_FILTERS = 64
 # With fewer input channels cuDNN's slopes take up to five times as long as gathered windows.
 _FEWEST_CHANNELS = 32
@@ -17,11 +18,15 @@ _FEWEST_PIXELS = 1 << 14
 _FEWEST_GROUPS = 32
 
 
-def gains(out: str, form: Form, sizes: Sizes, dtype: jnp.dtype, one_thread: bool) -> bool:
-    """Whether XLA's own is faster than gathered windows."""
-    del dtype, one_thread
-    if set(form.window) == {1} or set(form.holes) != {1}:
-        return False
+def possible(form: Form, dtype: jnp.dtype) -> bool:
+    """Whether there is anything to try: a product is a product, and an input with holes is none of cuDNN's."""
+    del dtype
+    return set(form.window) != {1} and set(form.holes) == {1}
+
+
+def gains(out: str, form: Form, sizes: Sizes, one_thread: bool) -> bool:
+    """Whether it is faster than gathered windows."""
+    del one_thread
     if sizes.channels == 1 or sizes.groups * sizes.pixels < _FEWEST_PIXELS:
         return False
     many_channels, few_filters = sizes.channels >= _FEWEST_CHANNELS, sizes.filters <= _MOST_FILTERS
