@@ -15,9 +15,7 @@ import torch
 import jaxmaml
 from benchmarks.rivals import torch_models
 
-# A GPU's products as JAX multiplies there by default, and the fastest of cuDNN's algorithms.
-torch.set_float32_matmul_precision("high")
-torch.backends.cudnn.benchmark = True
+_ON_CARD = torch_models.DEVICE.type == "cuda"
 
 Tensors = dict[str, torch.Tensor]
 MetaGradient = Callable[[jaxmaml.Task], tuple[torch.Tensor, Tensors]]
@@ -101,7 +99,7 @@ def make_training(
 
 def memory_peak() -> tuple[int, str]:
     """The most bytes that were in use so far, and of what."""
-    if torch_models.DEVICE.type == "cuda":
+    if _ON_CARD:
         return torch.cuda.max_memory_allocated(), "torch's peak on the device"
     # Not getrusage's, which begins with the peak of the process that started this one.
     status = pathlib.Path("/proc/self/status").read_text()
@@ -112,15 +110,20 @@ def memory_peak() -> tuple[int, str]:
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
     """Products in float32 on a GPU too, to compare results."""
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
+    if _ON_CARD:
+        _allow_tf32(False)
     yield
-    torch.backends.cudnn.allow_tf32 = True
-    torch.set_float32_matmul_precision("high")
+    if _ON_CARD:
+        _allow_tf32(True)
+
+
+def _allow_tf32(allow: bool) -> None:
+    torch.set_float32_matmul_precision("high" if allow else "highest")
+    torch.backends.cudnn.allow_tf32 = allow
 
 
 def _wait() -> None:
-    if torch_models.DEVICE.type == "cuda":
+    if _ON_CARD:
         torch.cuda.synchronize()
 
 
@@ -151,3 +154,9 @@ def over_tasks(params: Tensors, query_loss: Callable[..., torch.Tensor]) -> Meta
 
 def _parameters(model: str, params: dict) -> Tensors:
     return {name: torch.nn.Parameter(value) for name, value in torch_models.to_torch(model, params).items()}
+
+
+if _ON_CARD:
+    # As JAX multiplies there by default; and the fastest of cuDNN's algorithms.
+    _allow_tf32(True)
+    torch.backends.cudnn.benchmark = True
