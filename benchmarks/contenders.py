@@ -168,7 +168,7 @@ def _plain_jax(case: Case) -> Contender:
 
 
 def _rival(name: str, case: Case) -> Contender:
-    rival = importlib.import_module(f"benchmarks.rivals.{name}")
+    rival = importlib.import_module(f"benchmarks.rivals.{name}").RIVAL
     params, tasks = case.problem()
     options = {"num_inner_steps": case.num_inner_steps, "step_size": case.step_size}
     step = rival.make_step(case.model, params, tasks, **options)

@@ -37,7 +37,7 @@ def import_rival(name):
         # Looked for, not imported: the rival's module knows how to import it.
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"needs {package}; see benchmarks/rivals/README.md")
-    return importlib.import_module(f"benchmarks.rivals.{name}")
+    return importlib.import_module(f"benchmarks.rivals.{name}").RIVAL
 
 
 def make_problem(name):

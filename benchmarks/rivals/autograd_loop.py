@@ -1,7 +1,5 @@
 """What learn2learn's MAML does, without a module to clone: torch's gradients with their graph, task after task."""
 
-import functools
-
 import torch
 
 from benchmarks.rivals import harness, torch_models
@@ -24,8 +22,4 @@ def meta_gradient(
     return harness.over_tasks(params, query_loss)
 
 
-make_step = functools.partial(harness.make_step, meta_gradient)
-make_training = functools.partial(harness.make_training, meta_gradient)
-as_numpy = harness.as_numpy
-memory_peak = harness.memory_peak
-full_precision = harness.full_precision
+RIVAL = harness.Rival(meta_gradient)

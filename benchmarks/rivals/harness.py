@@ -1,10 +1,11 @@
 """What the rivals share: one rival is a way to build `tasks -> (loss, meta-gradient)`.
 
-Each rival module has `meta_gradient(model, params, *, num_inner_steps, step_size)`, which returns that function. It
-reads `params` in place, so an optimizer may move them between calls.
+Each rival module has `meta_gradient(model, params, *, num_inner_steps, step_size)`, which returns that function, and a
+`RIVAL` made of it. The function reads `params` in place, so an optimizer may move them between calls.
 """
 
 import contextlib
+import functools
 import math
 import pathlib
 from collections.abc import Callable, Iterator
@@ -154,6 +155,21 @@ def over_tasks(params: Tensors, query_loss: Callable[..., torch.Tensor]) -> Meta
 
 def _parameters(model: str, params: dict) -> Tensors:
     return {name: torch.nn.Parameter(value) for name, value in torch_models.to_torch(model, params).items()}
+
+
+class Rival:
+    """What a contender is asked for; see the functions of the same names."""
+
+    def __init__(
+        self,
+        build: Callable[..., MetaGradient],
+        *,
+        channels_last: bool = True,
+        full_precision: Callable[[], Any] = full_precision,
+    ):
+        self.make_step = functools.partial(make_step, build, channels_last=channels_last)
+        self.make_training = functools.partial(make_training, build)
+        self.as_numpy, self.memory_peak, self.full_precision = as_numpy, memory_peak, full_precision
 
 
 if _ON_CARD:

@@ -1,7 +1,5 @@
 """higher: a differentiable copy of the module and of its optimizer for each task."""
 
-import functools
-
 import higher
 import torch
 
@@ -24,8 +22,4 @@ def meta_gradient(
     return harness.over_tasks(params, query_loss)
 
 
-make_step = functools.partial(harness.make_step, meta_gradient)
-make_training = functools.partial(harness.make_training, meta_gradient)
-as_numpy = harness.as_numpy
-memory_peak = harness.memory_peak
-full_precision = harness.full_precision
+RIVAL = harness.Rival(meta_gradient)

@@ -1,6 +1,5 @@
 """learn2learn: clone the module, adapt the clone, for each task."""
 
-import functools
 import warnings
 
 import torch
@@ -35,8 +34,4 @@ def meta_gradient(
     return harness.over_tasks(params, query_loss)
 
 
-make_step = functools.partial(harness.make_step, meta_gradient)
-make_training = functools.partial(harness.make_training, meta_gradient)
-as_numpy = harness.as_numpy
-memory_peak = harness.memory_peak
-full_precision = harness.full_precision
+RIVAL = harness.Rival(meta_gradient)

@@ -36,8 +36,4 @@ def meta_gradient(
 
 
 # Under `vmap` convolutions with a kernel a task become one with groups, a quarter faster in NCHW on conv4-mini (CPU).
-make_step = functools.partial(harness.make_step, meta_gradient, channels_last=False)
-make_training = functools.partial(harness.make_training, meta_gradient)
-as_numpy = harness.as_numpy
-memory_peak = harness.memory_peak
-full_precision = harness.full_precision
+RIVAL = harness.Rival(meta_gradient, channels_last=False)

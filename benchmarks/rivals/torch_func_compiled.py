@@ -3,10 +3,10 @@
 import contextlib
 import functools
 
-from benchmarks.rivals import torch_func
+from benchmarks.rivals import harness, torch_func
 
-make_step = functools.partial(torch_func.make_step, compiled=True)
-make_training = functools.partial(torch_func.make_training, compiled=True)
-as_numpy = torch_func.as_numpy
-memory_peak = torch_func.memory_peak
-full_precision = contextlib.nullcontext  # Another precision is another compilation.
+RIVAL = harness.Rival(
+    functools.partial(torch_func.meta_gradient, compiled=True),
+    channels_last=False,
+    full_precision=contextlib.nullcontext,  # Another precision is another compilation.
+)
