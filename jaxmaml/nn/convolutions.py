@@ -45,7 +45,7 @@ def by_products(first, second, *, out, form: Form, precision, dtype) -> jax.Arra
 
 
 def sizes_of(first: jax.Array, second: jax.Array, out: str, form: Form) -> Sizes:
-    """Of the two operands that make `out`."""
+    """The sizes of batch and channels, read off the two operands that make `out`."""
     examples = (second if out == "image" else first).shape[1]
     return Sizes(
         groups=first.shape[0],

@@ -16,7 +16,7 @@ class Form(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Of the batch and the channels."""
+    """Sizes of a convolution's batch and channels, which its `Form` leaves open."""
 
     groups: int
     channels: int

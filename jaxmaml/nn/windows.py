@@ -55,6 +55,7 @@ def in_groups(function: Callable, examples: tuple, bytes_per_example: int, total
 
 
 def window_bytes(form: Form, channels: int, dtype) -> int:
+    """Bytes that the gathered windows of one example take."""
     return math.prod((*form.output, *form.window, channels, jnp.dtype(dtype).itemsize))
 
 
