@@ -21,7 +21,7 @@ from rich.table import Table
 
 from benchmarks import flops, reporting
 from jaxmaml.nn.convolutions import PLATFORMS, by_products, sizes_of
-from jaxmaml.nn.form import Form
+from jaxmaml.nn.form import OPERANDS, Form
 
 
 class Layer(NamedTuple):
@@ -53,7 +53,6 @@ LAYERS = {
     "ResNet-12, 2": Layer(16, 1, 64, 128, 5),
     "ResNet-12, 3": Layer(8, 1, 256, 256, 5),
 }
-_OPERANDS = {"output": ("image", "kernel"), "image": ("kernel", "output"), "kernel": ("image", "output")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +82,7 @@ def main(config: Config) -> None:
     }
     for name in config.layers:
         for shared in (True, False):
-            for out in _OPERANDS:
+            for out in OPERANDS:
                 result["rows"].append(measure(config, name, out, shared))
                 row = result["rows"][-1]
                 print(
@@ -103,7 +102,7 @@ def measure(config: Config, name: str, out: str, shared: bool) -> dict[str, Any]
         "kernel": (groups, *form.window, layer.channels, layer.filters),
         "output": (groups, examples, *form.output, layer.filters),
     }
-    pair = [jax.random.normal(jax.random.key(seed), shapes[part]) for seed, part in enumerate(_OPERANDS[out])]
+    pair = [jax.random.normal(jax.random.key(seed), shapes[part]) for seed, part in enumerate(OPERANDS[out])]
     dtype, platform = jnp.dtype("float32"), PLATFORMS[jax.default_backend()]
     ways: dict[str, Callable] = {
         "products": functools.partial(by_products, out=out, form=form, precision=None, dtype=dtype)
@@ -126,10 +125,10 @@ def measure(config: Config, name: str, out: str, shared: bool) -> dict[str, Any]
 
 def table(rows: list[dict[str, Any]]) -> Table:
     view = Table(title="own / products: below 1, XLA's own is faster; * is chosen")
-    for column in ("layer", "kernels", *_OPERANDS):
-        view.add_column(column, justify="right" if column in _OPERANDS else "left")
-    for first in range(0, len(rows), len(_OPERANDS)):
-        three = rows[first : first + len(_OPERANDS)]
+    for column in ("layer", "kernels", *OPERANDS):
+        view.add_column(column, justify="right" if column in OPERANDS else "left")
+    for first in range(0, len(rows), len(OPERANDS)):
+        three = rows[first : first + len(OPERANDS)]
         kernels = "one" if three[0]["kernels"] == 1 else "one a task"
         view.add_row(three[0]["layer"], kernels, *map(_ratio, three))
     return view

@@ -162,14 +162,12 @@ def markdown(rows: dict[str, list[dict]], sizes: tuple[int, ...]) -> str:
         at = {row["size"]: row for row in measured}
         cells = []
         for size in sizes:
-            cells += [_short(at[size]["bytes"] / 1e6), "-" if at[size]["ms"] is None else _short(at[size]["ms"])]
+            cells += [
+                reporting.short(at[size]["bytes"] / 1e6),
+                "-" if at[size]["ms"] is None else reporting.short(at[size]["ms"]),
+            ]
         lines.append(f"| {mode} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def _short(number: float) -> str:
-    """Three digits, and no powers of ten."""
-    return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def figure(studies: dict[str, dict[str, list[dict]]], path: pathlib.Path) -> None:

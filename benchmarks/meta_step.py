@@ -143,22 +143,17 @@ def markdown(result: dict) -> str:
         ours = rows[best]
         seconds = ours["median_ms"] / 1e3
         cells = [
-            _short(ours["median_ms"]),
+            reporting.short(ours["median_ms"]),
             f"{100 * measured['flops'] / seconds / batched:.0f}%",
         ]
         if copies:
             moved = ours.get("bytes_moved")
             cells.append(f"{100 * moved / seconds / result['copy_bytes_per_second']:.0f}%" if moved else "-")
-        cells += [_short(ours["memory_bytes"] / 1e6), f"{ours['compile_seconds']:.1f}"]
+        cells += [reporting.short(ours["memory_bytes"] / 1e6), f"{ours['compile_seconds']:.1f}"]
         cells += [f"{rows[n]['median_ms'] / ours['median_ms']:.3g}x" if n in rows else "-" for n in others]
         mark = {"jaxmaml_mesh": " (mesh)", "jaxmaml_one_thread": " (one thread)"}.get(best, "")
         lines.append(f"| {case}{mark} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def _short(number: float) -> str:
-    """Three digits, and no powers of ten."""
-    return f"{number:.3g}" if number < 1000 else f"{number:.0f}"
 
 
 def table(case: str, measured: dict, rates: dict[str, float]) -> Table:

@@ -63,6 +63,11 @@ def numbers(values: Any) -> list[float | None]:
     return [float(value) if math.isfinite(value) else None for value in values]
 
 
+def short(number: float) -> str:
+    """Three digits, and no powers of ten."""
+    return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
+
+
 def write_json(path: pathlib.Path, result: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")

@@ -2,6 +2,9 @@
 
 from typing import NamedTuple
 
+#: The two arrays that make the third, in the order of the operands; all with a leading axis of groups.
+OPERANDS = {"output": ("image", "kernel"), "image": ("kernel", "output"), "kernel": ("image", "output")}
+
 
 class Form(NamedTuple):
     """Sizes of image, window and output along the spatial axes, and how the window moves over the image."""

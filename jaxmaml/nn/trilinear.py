@@ -18,9 +18,8 @@ from jax.interpreters import ad, batching
 
 from jaxmaml import deferred
 from jaxmaml.nn import convolutions
+from jaxmaml.nn.form import OPERANDS
 
-# The two arrays that make the third, in the order of the operands; all with a leading axis of groups.
-_OPERANDS = {"output": ("image", "kernel"), "image": ("kernel", "output"), "kernel": ("image", "output")}
 # The axis, after that of groups, that two arrays share: examples, input channels or output channels.
 _SHARED = {
     frozenset(("image", "output")): {"image": 1, "output": 1},
@@ -61,16 +60,16 @@ def _jvp(primals, tangents, **params):
 def _transpose(cotangent, first, second, *, out, dtype, **params):
     if type(cotangent) is ad.Zero:
         return None, None
-    operands = dict(zip(_OPERANDS[out], (first, second), strict=True))
+    operands = dict(zip(OPERANDS[out], (first, second), strict=True))
     sought = next(name for name, operand in operands.items() if ad.is_undefined_primal(operand))
     known = {**operands, out: cotangent}
-    pair = (known[name] for name in _OPERANDS[sought])
+    pair = (known[name] for name in OPERANDS[sought])
     slope = _form_p.bind(*pair, out=sought, dtype=operands[sought].aval.dtype, **params)
     return tuple(slope if name == sought else None for name in operands)
 
 
 def _batch(operands, axes, *, out, **params):
-    names = _OPERANDS[out]
+    names = OPERANDS[out]
     size = next(x.shape[axis] for x, axis in zip(operands, axes, strict=True) if axis is not None)
     first = {
         name: jnp.moveaxis(x, axis, 0) for name, x, axis in zip(names, operands, axes, strict=True) if axis is not None
