@@ -1,6 +1,7 @@
 """Quick compiles, for tests and for examples in docstrings."""
 
 import atexit
+import gc
 import os
 import shutil
 import subprocess
@@ -15,14 +16,19 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 # XLA's former emitters for CPUs make programs in half the time, which run up to half as long again: right for tests,
-# wrong for users. An XLA that does not know the flag ends the process.
+# wrong for users. Nor is a program worth splitting where every core has its own to compile. An XLA that does not know a
+# flag ends the process.
 if "XLA_FLAGS" not in os.environ:
-    os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     if subprocess.run([sys.executable, "-c", "import jax; jax.devices()"], capture_output=True).returncode:
         os.environ["XLA_FLAGS"] = ""
 
 import jax
 import pytest
+
+# Tracing makes millions of small objects, few of them in cycles: collecting as often as Python would takes a tenth of
+# the tests' time.
+gc.set_threshold(200_000, 50, 100)
 
 
 @pytest.fixture

@@ -214,7 +214,7 @@ def figure(shots: dict[str, dict], pictures: dict[int, dict], path: pathlib.Path
         for panel, name in zip(line, names, strict=False):
             tasks, state, learner, std = pictures[int(number)][name]
             support, query = jax.tree.map(lambda leaf: leaf[0], (tasks.support, tasks.query))
-            fast_params, _ = learner.adapt(state, support)
+            fast_params, _ = jax.jit(learner.adapt)(state, support)
             curves = np.asarray(jax.vmap(model.apply, (0, None))(fast_params, grid))[..., 0]
             for curve in curves:
                 panel.plot(grid[:, 0], curve, color="tab:blue", alpha=0.5, linewidth=1)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import linen
 
 import jaxmaml
 
@@ -75,6 +76,22 @@ def conv_problem(dtype, num_tasks=2):
     labels = jnp.tile(jnp.array([0, 1, 2, 0, 1, 2]), (num_tasks, 1))
     tasks = jaxmaml.Task(support=(inputs[0], labels), query=(inputs[1], labels))
     return jaxmaml.cross_entropy(apply), params, tasks
+
+
+class QuickClassifier(linen.Module):
+    """What `jaxmaml.nn.Conv4` offers, of one layer: for tests of what is done with it."""
+
+    num_ways: int
+    features: int = 1
+    normalisation: str = "batch"
+    use_scale: bool = False
+
+    @linen.compact
+    def __call__(self, x, *, head=True, support=None):
+        x = jaxmaml.nn.BatchNorm(use_scale=self.use_scale)(linen.avg_pool(x, (7, 7), (7, 7)))
+        x = linen.relu(x).reshape(x.shape[0], -1)
+        dense = linen.Dense(self.num_ways)
+        return dense(x) if head else x
 
 
 def flat(tree):

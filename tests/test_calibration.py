@@ -32,7 +32,7 @@ def test_a_calibrated_prediction_is_seen_as_one():
 
 
 def test_a_small_run(tmp_path, capsys, quick_compiles):
-    config = calibration.Config(shots=(2,), num_particles=2, outer_steps=2, num_tasks=3, output_dir=tmp_path)
+    config = calibration.Config(shots=(2,), num_particles=2, outer_steps=2, num_tasks=200, output_dir=tmp_path)
     calibration.main(config)
     rows = json.loads((tmp_path / "calibration.json").read_text())["shots"]["2"]
     assert set(rows) == {"MAML", "ensemble of MAML", "Bayesian MAML"}

@@ -19,11 +19,11 @@ RESULTS = pathlib.Path(reporting.__file__).parent / "results"
 
 @pytest.fixture
 def small(monkeypatch, quick_compiles):
-    """Few characters, and few filters."""
-    strokes, conv4 = jaxmaml.tasks.strokes, jaxmaml.nn.Conv4
+    """Few characters, and a small model."""
+    strokes = jaxmaml.tasks.strokes
     characters = functools.partial(strokes.load, num_classes=(8, 6, 6), images_per_class=17)
     monkeypatch.setattr(strokes, "load", characters)
-    monkeypatch.setattr(conv4, "omniglot", functools.partial(conv4.omniglot, features=8))
+    monkeypatch.setattr(jaxmaml.nn.Conv4, "omniglot", problems.QuickClassifier)
 
 
 @pytest.mark.parametrize("task", ["sinusoid", "omniglot"])

@@ -99,7 +99,7 @@ def test_mlp_starts_near_zero_as_in_the_original_code():
 
 
 def test_conv4_omniglot(quick_compiles):
-    params = Conv4.omniglot(5).init(jax.random.key(0), jnp.ones((1, 28, 28, 1)))["params"]
+    params = jax.jit(Conv4.omniglot(5).init)(jax.random.key(0), jnp.ones((1, 28, 28, 1)))["params"]
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     # 3x3 convolutions 1-64-64-64-64 with biases, a shift for each normalisation, a 64-5 head.
     assert count == (9 * 64 + 64) + 3 * (9 * 64 * 64 + 64) + 4 * 64 + (64 * 5 + 5)
@@ -108,20 +108,21 @@ def test_conv4_omniglot(quick_compiles):
     assert 0.95 * limit < float(jnp.abs(params["Conv_1"]["kernel"]).max()) <= limit
 
 
-def test_conv4_mini_imagenet(quick_compiles):
-    model = Conv4.mini_imagenet(5)
-    params = model.init(jax.random.key(0), jnp.ones((1, 84, 84, 3)))["params"]
-    assert params["Dense_0"]["kernel"].shape == (5 * 5 * 32, 5)
-    images = jax.random.uniform(jax.random.key(1), (3, 84, 84, 3))
-    assert model.apply({"params": params}, images).shape == (3, 5)
+def test_conv4_mini_imagenet():
+    model, images = Conv4.mini_imagenet(5), jnp.ones((3, 84, 84, 3))
+    params = jax.eval_shape(model.init, jax.random.key(0), images[:1])
+    assert params["params"]["Dense_0"]["kernel"].shape == (5 * 5 * 32, 5)
+    assert jax.eval_shape(model.apply, params, images).shape == (3, 5)
 
 
 def test_conv4_spatial_sizes_are_the_papers():
     """28 -> 14 -> 7 -> 4 -> 2 by strides, 84 -> 42 -> 21 -> 10 -> 5 by pooling."""
-    _, seen = Conv4.omniglot(5).init_with_output(
-        jax.random.key(0), jnp.ones((1, 28, 28, 1)), capture_intermediates=True
-    )
-    sizes = [seen["intermediates"][f"Conv_{i}"]["__call__"][0].shape[1] for i in range(4)]
+
+    def convolved(key, x):
+        _, seen = Conv4.omniglot(5).init_with_output(key, x, capture_intermediates=True)
+        return [seen["intermediates"][f"Conv_{i}"]["__call__"][0] for i in range(4)]
+
+    sizes = [x.shape[1] for x in jax.eval_shape(convolved, jax.random.key(0), jnp.ones((1, 28, 28, 1)))]
     assert sizes == [14, 7, 4, 2]
 
 
@@ -140,7 +141,7 @@ def test_streamed_normalisation_is_batch_norm(x64, quick_compiles, monkeypatch):
 
     def all_of(function):
         slope = jax.grad(lambda w: jnp.sum(jnp.sin(function(w))))
-        return function(w), slope(w), jax.jvp(slope, (w,), (jnp.cos(w),))[1]
+        return jax.jit(lambda w: (function(w), *jax.jvp(slope, (w,), (jnp.cos(w),))))(w)
 
     expected = all_of(plain)
     for size in (1, 2, 3, 6):
@@ -159,7 +160,7 @@ def test_streamed_blocks_are_the_model(x64, quick_compiles, monkeypatch, options
     """Each block normalises what the block before it left, in its own groups: values, first and second derivatives."""
     model = Conv4.mini_imagenet(num_ways=3, features=2, **options)
     images = jnp.asarray(np.random.default_rng(6).normal(size=(4, 16, 16, 1)))
-    params = model.init(jax.random.key(0), images)
+    params = jax.jit(model.init)(jax.random.key(0), images)
     params = jax.tree.map(lambda p: p + 0.1 * jnp.cos(jnp.arange(p.size)).reshape(p.shape), params)
 
     def all_of():
@@ -179,7 +180,7 @@ def test_biases_that_the_mean_cancels_are_not_added(x64, quick_compiles):
     """The path that writes its statistics adds them; both give the same predictions."""
     model = Conv4.mini_imagenet(num_ways=3, features=2)
     images = jnp.asarray(np.random.default_rng(7).normal(size=(4, 16, 16, 1)))
-    params = model.init(jax.random.key(0), images)["params"]
+    params = jax.jit(model.init)(jax.random.key(0), images)["params"]
     moved = {name: {**leaves, "bias": leaves["bias"] + 3.0} for name, leaves in params.items() if "Conv" in name}
     params = {"params": {**params, **moved}}
     added, _ = model.apply(params, images, mutable=["batch_stats"])
@@ -223,7 +224,7 @@ def test_whose_statistics(quick_compiles):
     assert alone(model, params, support=IMAGES[2:4]) < 1e-5
     for normalisation in ("layer", "group"):
         assert alone(*conv4(normalisation=normalisation)) < 1e-5
-    own, averages = model.apply(params, IMAGES, mutable=["batch_stats"])
+    own, averages = jax.jit(lambda p, x: model.apply(p, x, mutable=["batch_stats"]))(params, IMAGES)
     np.testing.assert_allclose(own, predictions(model, params, IMAGES), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(predictions(model, {**params, **averages}, IMAGES), own, rtol=1e-4, atol=1e-5)
     assert alone(model, {**params, **averages}) < 1e-5
