@@ -36,6 +36,7 @@ from jaxmaml.options import Execution as Execution
 from jaxmaml.options import Implicit as Implicit
 from jaxmaml.rules import clip_by_global_norm as clip_by_global_norm
 from jaxmaml.task_axis import task_mesh as task_mesh
+from jaxmaml.training import Interrupted as Interrupted
 from jaxmaml.training import NonFiniteError as NonFiniteError
 from jaxmaml.training import fit as fit
 from jaxmaml.types import AdaptTrace as AdaptTrace

@@ -1,17 +1,16 @@
 """Checkpoints of a training run: everything that the next outer step depends on, by Orbax."""
 
-import hashlib
+import os
 import pathlib
-import re
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxmaml import checks
-from jaxmaml.types import MetaLearner, MetaState, PyTree
+from jaxmaml.runs import Run, folder_of, manager_of, newest
+from jaxmaml.types import MetaState
 
 
 class Checkpoints(NamedTuple):
@@ -23,10 +22,11 @@ class Checkpoints(NamedTuple):
 
     Attributes:
       directory: A folder of its own for each run; made if it does not exist.
-      every: Outer steps between checkpoints; the end of a dispatch is waited for.
-      keep: How many of the latest stay.
-      same_program: Raise where a checkpoint was made with other arguments (a step size, another algorithm) even if its
-        arrays fit; `False` to go on with what has changed.
+      every: Outer steps between checkpoints; the end of a dispatch is waited for. The last state that a run had is
+        saved as well, whatever ends it: an early stop, an interrupt, an error.
+      keep: How many of the latest stay. Where the latest cannot be read, the one before it is.
+      same_program: Raise where a checkpoint was made with other arguments (a step size, another algorithm, other data,
+        another start) even if its arrays fit; `False` to go on with what has changed.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, tempfile, jaxmaml
@@ -51,43 +51,21 @@ class Checkpoints(NamedTuple):
     same_program: bool = True
 
 
-class Run(NamedTuple):
-    """What a checkpoint holds.
-
-    Attributes:
-      state: Where training is.
-      key: Data of the key that draws the tasks.
-      best: The state that validated best; the start, before any validation.
-      score: Of `best`, float32; larger is better.
-      since_best: Validations since then, int32.
-    """
-
-    state: MetaState
-    key: jax.Array
-    best: MetaState
-    score: jax.Array
-    since_best: jax.Array
-
-
-def start_of(state: MetaState, key: Any) -> Run:
-    """The run that `fit` begins where there is no checkpoint.
+class Store:
+    """Saves runs and finds the latest. A context, which waits for what is being written.
 
     Args:
-      state: Where it starts, and its best state until a validation.
-      key: Typed or raw; its data is kept, since checkpoints hold arrays alone.
+      settings: Where and how often.
+      state: Any of the learner's.
+      made_by: What tells the run from others, by name: digests, or `None` where there is nothing to tell.
     """
-    data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
-    return Run(state, data, jax.tree.map(jnp.copy, state), jnp.float32(-jnp.inf), jnp.int32(0))
 
-
-class Store:
-    """Saves runs and finds the latest. A context, which waits for what is being written."""
-
-    def __init__(self, settings: Checkpoints, learner: MetaLearner, state: MetaState, tasks: PyTree):
+    def __init__(self, settings: Checkpoints, state: MetaState, made_by: dict[str, str | None]):
+        self.every = settings.every
         self._settings = settings
-        self._made_by = {"arrays": _arrays(state), "program": _program(learner, state, tasks), "jax": jax.__version__}
+        self._made_by = {"arrays": _arrays(state), "jax": jax.__version__, **made_by}
         options = ocp.CheckpointManagerOptions(max_to_keep=settings.keep, cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(pathlib.Path(settings.directory).absolute(), options=options)
+        self._manager = manager_of(folder_of(settings.directory), options)
 
     def __enter__(self) -> "Store":
         return self
@@ -99,29 +77,45 @@ class Store:
         """The latest run in the folder, or `run` itself where there is none.
 
         Raises:
-          ValueError: If it does not fit `run`, or was made by another program or with another key.
+          ValueError: If it does not fit `run`, or was made by another program or with another key; or if none can be
+            read.
         """
-        step = self._manager.latest_step()
-        if step is None or step <= int(run.state.step):
+        saved = newest(self._manager, self._settings.directory, run.state, int(run.state.step), self._check)
+        if saved is None:
             return run
-        where = f"The checkpoint of step {step} in {self._settings.directory}"
-        made_by = _made_by(self._manager, step)
-        _check_arrays(where, made_by["arrays"], self._made_by["arrays"])
-        same_jax = made_by["jax"] == self._made_by["jax"]
-        if self._settings.same_program and same_jax and made_by["program"] != self._made_by["program"]:
-            raise ValueError(
-                f"{where} was made by another program: its arrays fit, but the algorithm, the loss, a step size, the "
-                "number of tasks or how they are executed (chunks, the devices of a mesh) differs. Take another "
-                "directory, or Checkpoints(..., same_program=False) to go on."
-            )
-        saved = _restored(self._manager, step, run)
         if not jnp.array_equal(saved.key, run.key):
+            where = f"The checkpoint of step {int(saved.state.step)} in {self._settings.directory}"
             raise ValueError(f"{where} drew its tasks from another `key`; pass the same, or another directory.")
         return saved
 
     def save(self, run: Run) -> None:
+        """Save a run, unless its step is saved already or its arrays are gone, given to a dispatch that failed."""
+        if any(leaf.is_deleted() for leaf in jax.tree.leaves(run.state)):
+            return
+        if int(run.state.step) in self._manager.all_steps():
+            return
         args = ocp.args.Composite(run=ocp.args.StandardSave(run), made_by=ocp.args.JsonSave(self._made_by))
         self._manager.save(int(run.state.step), args=args)
+
+    def _check(self, where: str, made_by: dict[str, Any]) -> None:
+        _check_arrays(where, made_by["arrays"], self._made_by["arrays"])
+        if not self._settings.same_program or made_by["jax"] != self._made_by["jax"]:
+            return  # Another version may write the same program in other words.
+        for name, what in _DIFFERENCES.items():
+            theirs, ours = made_by.get(name), self._made_by.get(name)
+            if None not in (theirs, ours) and theirs != ours:
+                raise ValueError(
+                    f"{where} {what}. Take another directory, or Checkpoints(..., same_program=False) to go on."
+                )
+
+
+_DIFFERENCES = {
+    "program": "was made by another program: its arrays fit, but the algorithm, the loss, a step size, the number of "
+    "tasks or how they are executed (chunks, the devices of a mesh) differs",
+    "tasks": "drew its tasks by another sampler, or from other data",
+    "start": "is of a run that began at another state",
+    "validation": "was validated in another way, so that scores cannot be compared",
+}
 
 
 def restore(directory: str | pathlib.Path, state: MetaState, *, best: bool = True) -> MetaState:
@@ -151,43 +145,24 @@ def restore(directory: str | pathlib.Path, state: MetaState, *, best: bool = Tru
       10
     """
     checks.state(state)
-    folder = pathlib.Path(directory).absolute()
-    nothing = FileNotFoundError(f"There is no checkpoint in {folder}.")
-    if not folder.is_dir():  # Orbax would make it.
-        raise nothing
-    handlers = {"run": ocp.StandardCheckpointHandler(), "made_by": ocp.JsonCheckpointHandler()}
-    with ocp.CheckpointManager(folder, item_handlers=handlers) as manager:
-        step = manager.latest_step()
-        if step is None:
-            raise nothing
-        _check_arrays(
-            f"The checkpoint of step {step} in {directory}", _made_by(manager, step)["arrays"], _arrays(state)
-        )
-        key = manager.item_metadata(step)["run"].tree["key"]
-        run = _restored(manager, step, start_of(state, jnp.zeros(key.shape, key.dtype)))
-    return run.best if best and run.score > -jnp.inf else run.state
-
-
-def _made_by(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
-    return manager.restore(step, args=ocp.args.Composite(made_by=ocp.args.JsonRestore()))["made_by"]
-
-
-def _restored(manager: ocp.CheckpointManager, step: int, like: Run) -> Run:
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    saved = manager.restore(step, args=ocp.args.Composite(run=ocp.args.StandardRestore(abstract)))["run"]
-    return jax.tree.map(_placed_as, saved, like)
-
-
-def _placed_as(saved: jax.Array, ours: jax.Array) -> jax.Array:
-    """Orbax ties what it restores to a device; where ours is tied to none, a learner with a mesh may move it."""
-    return saved if ours.committed else jnp.asarray(np.asarray(saved))
+    folder = folder_of(directory)
+    run = None
+    if folder.is_dir():  # Orbax would make it.
+        with manager_of(folder) as manager:
+            ours = _arrays(state)
+            run = newest(
+                manager, directory, state, -1, lambda where, made_by: _check_arrays(where, made_by["arrays"], ours)
+            )
+    if run is None:
+        raise FileNotFoundError(f"There is no checkpoint in {folder}.")
+    return run.result() if best else run.state
 
 
 def check(settings: Any) -> None:
     """`settings` must be well-formed `Checkpoints`."""
     if not isinstance(settings, Checkpoints):
         raise TypeError(f"`checkpoints` must be a jaxmaml.Checkpoints, got {type(settings).__name__}.")
-    if not isinstance(settings.directory, (str, pathlib.Path)):
+    if not isinstance(settings.directory, (str, os.PathLike)):
         raise TypeError(f"`directory` must be a path, got {settings.directory!r}.")
     checks.positive_int("every", settings.every)
     checks.positive_int("keep", settings.keep)
@@ -206,9 +181,3 @@ def _arrays(state: MetaState) -> dict[str, str]:
     """Shape and dtype of everything in a state, by its path."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
-
-
-def _program(learner: MetaLearner, state: MetaState, tasks: PyTree) -> str:
-    """A digest of the outer step's program: of its operations and constants, not of where they were written."""
-    text = re.sub(r"0x[0-9a-f]+|/\S+", "", str(jax.make_jaxpr(learner.update)(state, tasks)))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

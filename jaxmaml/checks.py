@@ -21,7 +21,7 @@ def positive_int(name: str, value: Any, at_least: int = 1) -> int:
 
 
 def number(name: str, value: Any, at_least: float = -np.inf) -> None:
-    """`value` must be a finite number of `at_least` so much."""
+    """`value` must be a finite number >= `at_least`."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
         raise TypeError(f"`{name}` must be a number, got {value!r}.")
     if not at_least <= value < np.inf:
@@ -78,7 +78,8 @@ def prng_key(value: Any) -> None:
     """`value` must be one PRNG key, typed or raw, and not a seed."""
     is_typed = isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
     is_raw = isinstance(value, (jax.Array, np.ndarray)) and value.dtype == jnp.uint32
-    if not (is_typed and value.shape == ()) and not (is_raw and value.shape in ((2,), (4,))):
+    raw_shape = (2,) if jax.config.jax_default_prng_impl == "threefry2x32" else (4,)  # pyright: ignore[reportAttributeAccessIssue]
+    if not (is_typed and value.shape == ()) and not (is_raw and value.shape == raw_shape):
         raise TypeError(f"`key` must be a single PRNG key such as jax.random.key(0), got {_describe(value)}.")
 
 

@@ -63,7 +63,8 @@ def inner_gradient(loss_fn: LossFn, derivative: str, linearized: bool = False) -
 
     def mixed(params, batch):
         closed, (_, aux_shape) = jax.make_jaxpr(loss_fn, return_shape=True)(params, batch)
-        for rule in _untrusted_rules(closed.jaxpr):
+        rule = next(_untrusted_rules(closed.jaxpr), None)
+        if rule is not None:
             warnings.warn(
                 f'derivative="mixed" needs symmetric second derivatives, which the custom derivative rule {rule} '
                 'inside `loss_fn` does not promise; using derivative="reverse" (also exact, more memory).',

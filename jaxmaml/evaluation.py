@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmaml import checks
-from jaxmaml.sampling import Sampler, as_pytree
+from jaxmaml.sampling import Sampler, as_pytree, check_sampler
 from jaxmaml.types import LossFn, MetaLearner, MetaState, Task
 
 
@@ -19,7 +19,8 @@ class Curve(NamedTuple):
     Attributes:
       per_task: `[num_tasks, num_inner_steps + 1]`.
       mean: Mean over tasks, `[num_inner_steps + 1]`.
-      ci95: Half-width of the 95% confidence interval of the mean, `1.96 std / sqrt(num_tasks)`.
+      ci95: Half-width of the 95% confidence interval of the mean, `1.96 std / sqrt(num_tasks)`; NaN for one task, which
+        tells nothing of others.
     """
 
     per_task: jax.Array
@@ -50,7 +51,7 @@ def evaluate(
     *,
     num_inner_steps: int,
     num_tasks: int | None = None,
-    chunk_size: int = 20,
+    chunk_size: int | None = 20,
 ) -> Evaluation:
     r"""Adapt to held-out tasks and judge each on its query set after every inner step, from 0.
 
@@ -62,14 +63,15 @@ def evaluate(
 
     Args:
       learner: What `jaxmaml.maml` or another factory returned.
-      loss_fn: Judges the query; the training loss usually. `(params, batch) -> loss` or
-        `(loss, {"accuracy": ...})`.
+      loss_fn: Judges the query; the training loss usually, `jaxmaml.ensemble` of it where parameters are particles.
+        `(params, batch) -> loss` or `(loss, {"accuracy": ...})`.
       state: The state to evaluate.
       tasks: A sampler, `key -> Task`, or a batch of tasks with a leading axis on every leaf.
       key: Draws the tasks; the same key draws the same tasks. Not for a batch.
       num_inner_steps: Steps of adaptation, whatever training used.
       num_tasks: How many tasks to draw; 600 by default, as in the papers. Not for a batch.
-      chunk_size: How many tasks are held in memory at once; changes nothing else.
+      chunk_size: How many tasks are held in memory at once, `None` for all; changes nothing else. What is recorded
+        of each, a loss and an accuracy a step, is held for all.
 
     Returns:
       An `Evaluation`.
@@ -98,7 +100,8 @@ def evaluate(
     checks.function("loss_fn", loss_fn)
     checks.state(state)
     checks.positive_int("num_inner_steps", num_inner_steps)
-    checks.positive_int("chunk_size", chunk_size)
+    if chunk_size is not None:
+        checks.positive_int("chunk_size", chunk_size)
     if isinstance(tasks, Task):
         checks.tasks(tasks)
         if key is not None or num_tasks is not None:
@@ -122,20 +125,23 @@ def _itself(task: Task) -> Task:
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _evaluate(learner, loss_fn, num_inner_steps, chunk_size, state, sources, sample) -> Evaluation:
     loss_fn = checks.with_checked_output(loss_fn)
+    if not isinstance(sources, Task):
+        check_sampler("tasks", sample, sources[0])
 
     def judge(source):
         task = sample(source)
-        checks.task("tasks(key)", task)
         _, trace = learner.adapt(
             state, task.support, num_inner_steps=num_inner_steps, observe=lambda fast: loss_fn(fast, task.query)
         )
         loss, aux = trace.observed
         accuracy = aux["accuracy"] if isinstance(aux, Mapping) and "accuracy" in aux else None
-        if accuracy is not None and accuracy.shape != loss.shape:
-            raise ValueError(f"`loss_fn` must return a scalar accuracy, got shape {accuracy.shape[1:]}.")
+        if accuracy is not None and getattr(accuracy, "shape", None) != loss.shape:
+            found = f"shape {accuracy.shape[1:]}" if hasattr(accuracy, "shape") else type(accuracy).__name__
+            raise ValueError(f"`loss_fn` must return a scalar accuracy, got {found}.")
         return loss, accuracy, trace.support_loss
 
-    query_loss, accuracy, support_loss = jax.lax.map(judge, sources, batch_size=chunk_size)
+    num_tasks = jax.tree.leaves(sources)[0].shape[0]
+    query_loss, accuracy, support_loss = jax.lax.map(judge, sources, batch_size=chunk_size or num_tasks)
     return Evaluation(
         query_loss=_curve(query_loss),
         accuracy=None if accuracy is None else _curve(accuracy),
@@ -145,4 +151,5 @@ def _evaluate(learner, loss_fn, num_inner_steps, chunk_size, state, sources, sam
 
 def _curve(per_task: jax.Array) -> Curve:
     mean, std = jnp.mean(per_task, 0), jnp.std(per_task, 0)
-    return Curve(per_task, mean, 1.96 * std / jnp.sqrt(per_task.shape[0]))
+    num_tasks = per_task.shape[0]
+    return Curve(per_task, mean, 1.96 * std / jnp.sqrt(num_tasks) if num_tasks > 1 else jnp.full_like(mean, jnp.nan))

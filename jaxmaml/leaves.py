@@ -1,12 +1,20 @@
 """Which leaves of the parameters: all, those of a name, of a predicate, or of a mask; and parameters in two parts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxmaml.types import PyTree
+
+
+class Named(NamedTuple):
+    """Those of `leaves`, which the argument `name` selects."""
+
+    leaves: "Leaves"
+    name: str
 
 
 class Except(NamedTuple):
@@ -16,14 +24,15 @@ class Except(NamedTuple):
     name: str
 
 
-#: `None` for all; a name that is a component of their path; a predicate of the path; a tree of booleans (a prefix).
-Leaves = str | Callable[[str], bool] | Except | PyTree | None
+#: `None` for all; names that are components of their paths; a predicate of the path; a tree of booleans (a prefix).
+Leaves = str | Sequence[str] | Callable[[str], bool] | Named | Except | PyTree | None
 
 
 def select(params: PyTree, leaves: Leaves, name: str) -> PyTree:
     """The tree of booleans that `leaves` means for `params`.
 
-    A path is its components joined by "/", as in `"params/Dense_2/kernel"`; a name selects the leaves below it.
+    A path is its components joined by "/", as in `"params/Dense_2/kernel"`; a name selects the leaves below it, and a
+    list of names those below any of them.
 
     Args:
       params: Any pytree.
@@ -34,6 +43,8 @@ def select(params: PyTree, leaves: Leaves, name: str) -> PyTree:
       ValueError: If nothing is selected, or a mask does not fit.
       TypeError: If a mask or a predicate says anything but true or false.
     """
+    if isinstance(leaves, Named):
+        return select(params, *leaves)
     if isinstance(leaves, Except):
         others = jax.tree.map(lambda chosen: not chosen, select(params, leaves.leaves, leaves.name))
         if not any(jax.tree.leaves(others)):
@@ -45,19 +56,23 @@ def select(params: PyTree, leaves: Leaves, name: str) -> PyTree:
         chosen = [True] * len(paths)
     elif isinstance(leaves, str):
         chosen = [leaves in path.split("/") for path in paths]
+    elif isinstance(leaves, (tuple, list)) and leaves and all(isinstance(name, str) for name in leaves):
+        chosen = [any(name in path.split("/") for name in leaves) for path in paths]
     elif callable(leaves) and jax.tree_util.all_leaves([leaves]):
         chosen = [leaves(path) for path in paths]
     else:
         try:
             chosen = jax.tree.leaves(jax.tree.broadcast(leaves, params))
         except ValueError as error:
-            raise ValueError(f"`{name}` must be a mask that fits the parameters: {error}") from None
-    wrong = next((c for c in chosen if not isinstance(c, bool)), None)
-    if wrong is not None:
+            raise ValueError(
+                f"`{name}` must be a mask that fits the parameters, a name, some names or a predicate of their path: "
+                f"{error}"
+            ) from None
+    for wrong in (c for c in chosen if not isinstance(c, (bool, np.bool_))):
         raise TypeError(f"`{name}` must say true or false of each leaf, got {wrong!r}.")
     if not any(chosen):
         raise ValueError(f"`{name}` selects no leaf, got {leaves!r}; the leaves are {', '.join(paths)}.")
-    return jax.tree.unflatten(treedef, chosen)
+    return jax.tree.unflatten(treedef, map(bool, chosen))
 
 
 def split(params: PyTree, mask: PyTree) -> tuple[PyTree, PyTree]:

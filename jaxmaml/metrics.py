@@ -1,25 +1,29 @@
 """Where `fit` writes its metrics: files of JSON lines, TensorBoard."""
 
 import json
+import math
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from jaxmaml import checks
 
-#: `(step, metrics)`; called with no metrics when training begins at a step, so that later ones can be forgotten.
+#: `(step, metrics)`. Where one has a method `forget_after(step)`, it is called when training goes on from a checkpoint.
 Writer = Callable[[int, dict[str, float]], None]
 
 
 def jsonl(path: str | pathlib.Path) -> Writer:
     r"""Build a writer that appends a line of JSON for every dispatch and validation.
 
-    A run that goes on from a checkpoint forgets the lines after it: they will be written again.
+    A run that goes on from a checkpoint forgets the lines after it: they will be written again. What is not finite is
+    `null`, since JSON has no such number.
 
     Args:
       path: Of the file; made with its folder if it does not exist.
     Returns:
       A writer for `fit(..., metrics=[...])`.
+    Raises:
+      ValueError: Where training goes on, if the file has a line that is none of these.
     Example:
       >>> import pathlib, tempfile, jaxmaml
       >>> with tempfile.TemporaryDirectory() as folder:
@@ -29,20 +33,31 @@ def jsonl(path: str | pathlib.Path) -> Writer:
       ...     path.read_text()
       '{"step": 100, "query_loss": 0.5}\n'
     """
-    path = pathlib.Path(path)
+    return _JsonLines(pathlib.Path(path))
 
-    def write(step: int, metrics: dict[str, float]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not metrics:
-            if path.exists():
-                partial = path.with_suffix(".partial")
-                partial.write_text("".join(line for line in _whole_lines(path) if json.loads(line)["step"] <= step))
-                partial.replace(path)
+
+class _JsonLines:
+    def __init__(self, path: pathlib.Path):
+        self._path = path
+
+    def __call__(self, step: int, metrics: dict[str, float]) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step, **finite}) + "\n")
+
+    def forget_after(self, step: int) -> None:
+        if not self._path.exists():
             return
-        with path.open("a") as file:
-            file.write(json.dumps({"step": step, **metrics}) + "\n")
-
-    return write
+        # A killed run may have left half of a line.
+        lines = [line for line in self._path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        try:
+            kept = [line for line in lines if json.loads(line)["step"] <= step]
+        except (ValueError, TypeError, KeyError):
+            raise ValueError(f"{self._path} has lines that jaxmaml.metrics.jsonl did not write.") from None
+        partial = self._path.with_suffix(".partial")
+        partial.write_text("".join(kept))
+        partial.replace(self._path)
 
 
 def tensorboard(directory: str | pathlib.Path) -> Writer:
@@ -61,26 +76,37 @@ def tensorboard(directory: str | pathlib.Path) -> Writer:
         raise ImportError(
             "jaxmaml.metrics.tensorboard needs tensorboardX: pip install 'jaxmaml[tensorboard]'"
         ) from error
-    writers: list[Any] = []
+    return _TensorBoard(lambda purge_step: tensorboardX.SummaryWriter(str(directory), purge_step=purge_step))
 
-    def write(step: int, metrics: dict[str, float]) -> None:
-        if not writers:
-            writers.append(tensorboardX.SummaryWriter(str(directory), purge_step=step + 1))
+
+class _TensorBoard:
+    def __init__(self, open_writer: Callable[[int | None], Any]):
+        self._open, self._writer, self._purge_step = open_writer, None, None
+
+    def __call__(self, step: int, metrics: dict[str, float]) -> None:
+        if self._writer is None:
+            self._writer = self._open(self._purge_step)
         for name, value in metrics.items():
-            writers[0].add_scalar(name, value, step)
-        writers[0].flush()
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
 
-    return write
+    def forget_after(self, step: int) -> None:
+        self._purge_step = step + 1
 
 
 def check(writers: Any) -> tuple[Writer, ...]:
     """Return `writers` as a tuple, or raise where one cannot be called."""
+    if not callable(writers) and not isinstance(writers, Iterable):
+        raise TypeError(f"`metrics` must be a writer or some of them, got {writers!r}.")
     writers = (writers,) if callable(writers) else tuple(writers)
     for writer in writers:
         checks.function("metrics", writer)
     return writers
 
 
-def _whole_lines(path: pathlib.Path) -> list[str]:
-    """Without the half of one that a killed run may have left."""
-    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+def forget_after(writers: tuple[Writer, ...], step: int) -> None:
+    """Training goes on from `step`: later values will be written again."""
+    for writer in writers:
+        forget = getattr(writer, "forget_after", None)
+        if forget is not None:
+            forget(step)

@@ -57,6 +57,8 @@ def multi_step(weights: Callable[[jax.Array], jax.Array]) -> Objective:
     def objective(inner_loop, query_loss):
         def value(meta, task: Task, key, step):
             of_steps = jnp.asarray(weights(step))
+            if of_steps.ndim != 1:
+                raise ValueError(f"`weights(step)` must be one for each inner step, got shape {of_steps.shape}.")
 
             def judge(fast_params, index):
                 def skip(*args):

@@ -92,12 +92,13 @@ class Axes(Execution, total=False):
     """Where a learner stands on the axes of the family: keyword arguments that every factory takes beside its own.
 
     A factory is a point on these axes, and fixes those that make it what it is; the others are free to combine.
-    Leaves are told by `None` (all), a name in their path (`"Dense_2"`), a predicate of the path
+    Leaves are told by `None` (all), a name in their path (`"Dense_2"`) or a list of such, a predicate of the path
     (`lambda path: path.endswith("bias")`), or a tree of booleans.
 
     Attributes:
       derivative: How the meta-gradient is computed. `"mixed"`, the default: exact, forward over reverse;
-        `"reverse"`: exact, plain; `"first_order"`: inner gradients taken as constants; an `Implicit`; an `Evolution`.
+        `"reverse"`: exact, plain; `"first_order"`: inner gradients taken as constants; or an `Implicit(...)` or
+        `Evolution(...)`.
       adapted: The leaves that move in the inner loop, all by default. For the others no gradient is computed there.
       start: `(params, support) -> params`, what a task's adaptation starts from, of the same shapes. Differentiated.
         `None`, the default, for the parameters themselves.
@@ -107,7 +108,7 @@ class Axes(Execution, total=False):
         default, for all. At most as many as there are.
       objective: What the outer loop descends: `last_step`, the default, `multi_step(...)`, `displacement`,
         `chaser(...)` or `before_adaptation`, of `jaxmaml.objectives`.
-      first_order_steps: The first so many outer steps take first-order derivatives; both ways are compiled
+      first_order_steps: How many outer steps take first-order derivatives, before the others; both ways are compiled
         at once, so nothing is when they change. 0 by default.
       seed: Of what is random: the orders of `inner_batch_size`, and `Evolution`. Another in each outer step.
     """
@@ -172,9 +173,10 @@ def complete(axes: Axes) -> Options:
 def _check_execution(options: Options) -> None:
     if isinstance(options.chunk_size, str):
         checks.one_of("chunk_size", options.chunk_size, ("auto",))
-    for name in ("chunk_size", "query_chunk_size"):
-        if getattr(options, name) not in (None, "auto"):
-            checks.positive_int(name, getattr(options, name))
+    elif options.chunk_size is not None:
+        checks.positive_int("chunk_size", options.chunk_size)
+    if options.query_chunk_size is not None:
+        checks.positive_int("query_chunk_size", options.query_chunk_size)
     if not isinstance(options.mesh, (Mesh, type(None))):
         kind = type(options.mesh).__name__
         raise TypeError(f"`mesh` must be a jax.sharding.Mesh such as jaxmaml.task_mesh(), got {kind}.")

@@ -1,10 +1,13 @@
 """Task samplers as arguments of compiled functions."""
 
+import warnings
 from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
 
+from jaxmaml import checks
 from jaxmaml.types import Task
 
 #: `key -> Task`, for one task.
@@ -21,3 +24,22 @@ def as_pytree(sample_task: Sampler) -> Sampler:
     if jax.tree_util.all_leaves([sample_task]):
         return jax.tree_util.Partial(sample_task)
     return sample_task
+
+
+def check_sampler(name: str, sample_task: Any, key: Any) -> None:
+    """`sample_task` must be a sampler of tasks and `key` one key. Warns where every task would be the same one.
+
+    Raises:
+      TypeError: If it cannot be called or returns no `Task`, or `key` is no key.
+      ValueError: If a task is empty.
+    """
+    checks.function(name, sample_task)
+    checks.prng_key(key)
+    drawn, task = jax.make_jaxpr(sample_task, return_shape=True)(key)
+    checks.task(f"{name}(key)", task)
+    (key_used,) = drawn.jaxpr.invars
+    if not any(key_used is operand for eqn in drawn.jaxpr.eqns for operand in eqn.invars):
+        warnings.warn(
+            f"`{name}` does not use its key, so that every task is the same one: draw by jax.random, not by NumPy.",
+            stacklevel=4,
+        )

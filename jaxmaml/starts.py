@@ -24,7 +24,7 @@ def zeros(where: Leaves) -> Start:
     """
 
     def start(params, support):
-        mask = leaves.select(params, where, "context")
+        mask = leaves.select(params, where, "where")
         return jax.tree.map(lambda m, leaf: jnp.zeros_like(leaf) if m else leaf, mask, params)
 
     return start

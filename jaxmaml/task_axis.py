@@ -123,6 +123,7 @@ def _in_chunks(gradient: SumGradient, chunk_size: int | str | None) -> SumGradie
 
 def _sharded(gradient: SumGradient, mesh: Mesh) -> SumGradient:
     """Split the tasks over `mesh`, each device taking `gradient` of its share."""
+    mesh = Mesh(mesh.devices, mesh.axis_names)  # What it splits is said here, and not by the types of arrays.
     replicated = NamedSharding(mesh, PartitionSpec())
 
     def sharded(meta, step, tasks, weights):

@@ -1,8 +1,9 @@
 """The training loop: dispatches of many outer steps, and what the host does between them."""
 
 import contextlib
+import functools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import chex
 import jax
@@ -10,14 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmaml import checkpoints as checkpointing
-from jaxmaml import checks
+from jaxmaml import checks, digests, interrupts
 from jaxmaml import validation as validating
 from jaxmaml.checkpoints import Checkpoints, Store
 from jaxmaml.dispatch import draw, take_steps
-from jaxmaml.metrics import Writer
+from jaxmaml.metrics import Writer, forget_after
 from jaxmaml.metrics import check as check_writers
 from jaxmaml.progress import progress_bar
-from jaxmaml.sampling import Sampler, as_pytree
+from jaxmaml.runs import beginning
+from jaxmaml.sampling import Sampler, as_pytree, check_sampler
 from jaxmaml.types import MetaInfo, MetaLearner, MetaState
 from jaxmaml.validation import Validation
 
@@ -28,6 +30,23 @@ class NonFiniteError(FloatingPointError):
     Attributes:
       state: The last finite state.
       history: Metrics up to and including the step that failed.
+    """
+
+    def __init__(self, message: str, state: MetaState, history: MetaInfo):
+        super().__init__(message)
+        self.state = state
+        self.history = history
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was interrupted by hand (Ctrl-C, a notebook's stop button), and stopped after the dispatch at hand.
+
+    In a notebook, `sys.last_value.state` has the state; in a program, catch it as the `KeyboardInterrupt` that it is.
+    A second interrupt stops at once, without one.
+
+    Attributes:
+      state: The last state.
+      history: Metrics of the steps that led to it.
     """
 
     def __init__(self, message: str, state: MetaState, history: MetaInfo):
@@ -73,7 +92,7 @@ def fit(
         same end and bit for bit as if it had never stopped: call `fit` again with the same arguments.
       validation: Held-out tasks to evaluate on now and then, and when to stop early.
       metrics: Writers of means over each dispatch, and of validations: `jaxmaml.metrics.jsonl(path)`,
-        `jaxmaml.metrics.tensorboard(directory)`.
+        `jaxmaml.metrics.tensorboard(directory)`, or any `(step, {name: value}) -> None`.
 
     Returns:
       `(state, history)`: the last state, or with `validation` that which validated best; `history` is a `MetaInfo` of
@@ -82,6 +101,7 @@ def fit(
     Raises:
       NonFiniteError: If a meta-loss, its gradient or the parameters after a step are not finite; it holds the last
         finite state.
+      Interrupted: After Ctrl-C, at the end of the dispatch; it holds the last state.
       TypeError: If an argument is of the wrong kind or traced, or `sample_task` does not return a `Task`.
       ValueError: If a count is < 1, or the checkpoint is of another run.
 
@@ -103,22 +123,22 @@ def fit(
     checks.learner(learner)
     checks.state(state)
     checks.not_traced("state", state)
-    checks.function("sample_task", sample_task)
-    checks.prng_key(key)
+    checks.not_traced("key", key)
     checks.positive_int("num_steps", num_steps)
     checks.positive_int("num_tasks", num_tasks)
     checks.positive_int("steps_per_dispatch", steps_per_dispatch)
+    check_sampler("sample_task", sample_task, key)
     if on_dispatch is not None:
         checks.function("on_dispatch", on_dispatch)
     if checkpoints is not None:
         checkpointing.check(checkpoints)
     if validation is not None:
-        validating.check(validation)
+        validating.check(validation, learner, state)
     writers = check_writers(metrics)
     sample_task = as_pytree(sample_task)
     end = int(state.step) + num_steps
     # Each dispatch overwrites the state that it is given; the caller's is the caller's.
-    run = checkpointing.start_of(_copy(state), key)
+    run = beginning(_copy(state), key)
     histories: list[MetaInfo] = []
 
     def report(values: dict[str, float]) -> None:
@@ -128,30 +148,45 @@ def fit(
     with contextlib.ExitStack() as stack:
         store = None
         if checkpoints is not None:
-            store = stack.enter_context(Store(checkpoints, learner, state, _tasks(sample_task, key, num_tasks)))
+            made_by = _made_by(learner, state, sample_task, key, num_tasks, validation)
+            store = stack.enter_context(Store(checkpoints, state, made_by))
             run = store.latest(run)
-        report({})
+        if int(run.state.step) > int(state.step):
+            forget_after(writers, int(run.state.step))
+        was_interrupted = stack.enter_context(interrupts.deferred())
         advance = stack.enter_context(progress_bar(int(run.state.step), end, enabled=progress))
-        while (begin := int(run.state.step)) < end and not validating.is_over(validation, run):
-            began = time.perf_counter()
-            count = min(steps_per_dispatch, end - begin)
-            state, taken = take_steps(learner, run.state, sample_task, key, steps_per_dispatch, num_tasks, count)
-            history, is_finite = _first(count, jax.device_get(taken))
-            run = run._replace(state=state)
-            histories.append(history)
-            if not is_finite.all():
-                raise _non_finite(state, histories, failed_at=int(np.argmin(is_finite)))
-            values = _means(history)
-            advance(count, ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in values.items()))
-            report(values | {"steps_per_second": count / (time.perf_counter() - began)})
-            if on_dispatch is not None:
-                on_dispatch(_copy(state), history)
-            if validation is not None and _is_due(validation.every, begin, begin + count, end):
-                run, values = validating.validated(learner, validation, run)
-                report(values)
-            if checkpoints is not None and store is not None and _is_due(checkpoints.every, begin, begin + count, end):
-                store.save(run._replace(state=_copy(run.state)))  # Written while the next dispatch overwrites it.
-    last = run.state if validation is None else run.best
+        try:
+            while (first := int(run.state.step)) < end and not validating.is_over(validation, run):
+                began = time.perf_counter()
+                count = min(steps_per_dispatch, end - first)
+                new, taken = take_steps(learner, run.state, sample_task, key, steps_per_dispatch, num_tasks, count)
+                run = run._replace(state=new)
+                history, is_finite = _first(count, jax.device_get(taken))
+                histories.append(history)
+                if not is_finite.all():
+                    raise _non_finite(new, histories, failed_at=int(np.argmin(is_finite)))
+                values = _means(history)
+                advance(count, ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in values.items()))
+                report(values | {"steps_per_second": count / (time.perf_counter() - began)})
+                if on_dispatch is not None:
+                    on_dispatch(_copy(new), history)
+                if validation is not None and _is_due(validation.every, first, first + count, end):
+                    run, values = validating.validated(learner, validation, run)
+                    report(values)
+                if store is not None and _is_due(store.every, first, first + count, end):
+                    store.save(run._replace(state=_copy(run.state)))  # Written while the next dispatch overwrites it.
+                if was_interrupted():
+                    raise Interrupted(
+                        f"Training was interrupted after outer step {int(run.state.step)}; this error's `state` and "
+                        "`history` have what there is.",
+                        run.state,
+                        _joined(histories),
+                    )
+        finally:
+            # Whatever has ended it, an early stop, an error or a hand: what was learned since then stays.
+            if store is not None:
+                store.save(run)
+    last = run.state if validation is None else run.result()
     return last, _joined(histories or [_no_history(learner, run.state, sample_task, key, num_tasks)])
 
 
@@ -167,14 +202,24 @@ def _first(count: int, tree):
 def _means(history: MetaInfo) -> dict[str, float]:
     """What a dispatch reports of its steps."""
     values = {"query_loss": float(history.query_loss.mean())}
-    if isinstance(history.aux, dict) and "accuracy" in history.aux:
+    if isinstance(history.aux, Mapping) and "accuracy" in history.aux:
         values["accuracy"] = float(history.aux["accuracy"].mean())
     return values | {"grad_norm": float(history.grad_norm.mean())}
 
 
-def _tasks(sample_task: Sampler, key: chex.PRNGKey, num_tasks: int):
-    """Shapes and dtypes of a batch of tasks."""
-    return jax.eval_shape(lambda sample, key: draw(sample, key, num_tasks, 0), sample_task, key)
+def _made_by(learner, state, sample_task, key, num_tasks, validation) -> dict[str, str | None]:
+    """What tells this run from others, for its checkpoints."""
+
+    def tasks_of(key):
+        return draw(sample_task, key, num_tasks, 0)
+
+    judged = None if validation is None else functools.partial(validating.judged, learner, validation)
+    return {
+        "program": digests.of_program(learner.update, state, jax.eval_shape(tasks_of, key)),
+        "tasks": digests.of_program(tasks_of, key),
+        "start": digests.of_arrays(state),
+        "validation": None if judged is None else digests.of_program(judged, state),
+    }
 
 
 def _no_history(learner, state, sample_task, key, num_tasks) -> MetaInfo:

@@ -1,5 +1,7 @@
 """Validation during training: which state was best, and when to stop."""
 
+import math
+import warnings
 from typing import Any, NamedTuple
 
 import chex
@@ -7,16 +9,16 @@ import jax
 import jax.numpy as jnp
 
 from jaxmaml import checks
-from jaxmaml.checkpoints import Run
-from jaxmaml.evaluation import Curve, evaluate
-from jaxmaml.types import LossFn, MetaLearner
+from jaxmaml.evaluation import Curve, Evaluation, evaluate
+from jaxmaml.runs import Run
+from jaxmaml.types import LossFn, MetaLearner, MetaState
 
 
 class Validation(NamedTuple):
     """Held-out tasks that `fit` evaluates on now and then: `fit(..., validation=...)`.
 
     The score is the accuracy after the last inner step, or minus the query loss where there is none. `fit` returns the
-    state with the best one.
+    state with the best one; or the last state, and warns, where no score is finite.
 
     Attributes:
       loss_fn: Judges the query, as in `jaxmaml.evaluate`.
@@ -50,30 +52,40 @@ class Validation(NamedTuple):
     num_tasks: int | None = None
     every: int = 1000
     patience: int | None = None
-    chunk_size: int = 20
+    chunk_size: int | None = 20
 
 
-def check(settings: Any) -> None:
-    """`settings` must be a well-formed `Validation`; what `evaluate` gets, it checks itself."""
+def check(settings: Any, learner: MetaLearner, state: MetaState) -> None:
+    """`settings` must be a well-formed `Validation` of such states: found out now, and not after `every` steps."""
     if not isinstance(settings, Validation):
         raise TypeError(f"`validation` must be a jaxmaml.Validation, got {type(settings).__name__}.")
     checks.positive_int("every", settings.every)
     if settings.patience is not None:
         checks.positive_int("patience", settings.patience)
+    try:
+        jax.eval_shape(lambda state: judged(learner, settings, state), state)
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"`validation` cannot be evaluated: {error}") from error
 
 
-def validated(learner: MetaLearner, settings: Validation, run: Run) -> tuple[Run, dict[str, float]]:
-    """`run` after a validation of its state, and what to report of it."""
-    result = evaluate(
+def judged(learner: MetaLearner, settings: Validation, state: MetaState) -> Evaluation:
+    """How `state` does on the validation tasks."""
+    return evaluate(
         learner,
         settings.loss_fn,
-        run.state,
+        state,
         settings.tasks,
         settings.key,
         num_inner_steps=settings.num_inner_steps,
         num_tasks=settings.num_tasks,
         chunk_size=settings.chunk_size,
     )
+
+
+def validated(learner: MetaLearner, settings: Validation, run: Run) -> tuple[Run, dict[str, float]]:
+    """`run` after a validation of its state, and what to report of it."""
+    result = judged(learner, settings, run.state)
     metrics = _last("valid_loss", result.query_loss)
     if result.accuracy is not None:
         metrics |= _last("valid_accuracy", result.accuracy)
@@ -81,6 +93,12 @@ def validated(learner: MetaLearner, settings: Validation, run: Run) -> tuple[Run
     if score > float(run.score):
         best = jax.tree.map(jnp.copy, run.state)
         return run._replace(best=best, score=jnp.float32(score), since_best=jnp.int32(0)), metrics
+    if not math.isfinite(score):
+        warnings.warn(
+            f"The validation at outer step {int(run.state.step)} has a score of {score}, which no state can be chosen "
+            "by: a task on which adaptation diverges is enough.",
+            stacklevel=3,
+        )
     return run._replace(since_best=run.since_best + 1), metrics
 
 

@@ -186,6 +186,19 @@ MALFORMED = {
     "fit for no steps": (lambda: fit(num_steps=0), ValueError, "`num_steps` must be >= 1"),
     "fit on no tasks": (lambda: fit(num_tasks=0), ValueError, "`num_tasks` must be >= 1"),
     "fit in no dispatches": (lambda: fit(steps_per_dispatch=0), ValueError, "`steps_per_dispatch` must be >= 1"),
+    "fit with writers of none": (lambda: fit(metrics=None), TypeError, "`metrics` must be a writer or some of them"),
+    "fit with a raw key of another kind": (
+        lambda: fit(key=jnp.zeros(4, jnp.uint32)),
+        TypeError,
+        "`key` must be a single PRNG",
+    ),
+    "fit over traced keys": (
+        lambda: jax.vmap(
+            functools.partial(jaxmaml.fit, make(), make().init(PARAMS), one_task, num_steps=1, num_tasks=1)
+        )(KEY[None]),
+        TypeError,
+        "`key` is traced",
+    ),
     "fit a dict": (lambda: fit(learner={"init": None}), TypeError, "`learner` must be a MetaLearner"),
     # tasks
     "no shots": (lambda: jaxmaml.tasks.sinusoid(num_shots=0), ValueError, "`num_shots` must be >= 1"),
@@ -289,6 +302,34 @@ MALFORMED = {
         lambda: jaxmaml.cross_entropy(lambda p, x: x)(None, (jnp.ones((3, 2)), jnp.arange(4))),
         ValueError,
         r"labels of shape \(4,\), got \(3, 2\)",
+    ),
+    "queries in automatic chunks": (lambda: make(query_chunk_size="auto"), TypeError, "`query_chunk_size` must be an"),
+    "chunks in an array": (lambda: make(chunk_size=np.array([1, 2])), TypeError, "`chunk_size` must be an int"),
+    "no such head": (
+        lambda: jaxmaml.anil(problems.quadratic_loss, SGD, SGD, num_inner_steps=1, head="Dense_9").init(PARAMS),
+        ValueError,
+        "`head` selects no leaf, got 'Dense_9'",
+    ),
+    "no such context": (
+        lambda: jaxmaml.cavia(problems.quadratic_loss, SGD, SGD, num_inner_steps=1, context="ctx").init(PARAMS),
+        ValueError,
+        "`context` selects no leaf, got 'ctx'",
+    ),
+    "three rates": (lambda: jaxmaml.rules.learned_rates((0.1, 0.2, 0.3)), ValueError, r"a number or \(low, high\)"),
+    "rates from high to low": (
+        lambda: jaxmaml.rules.learned_rates((0.1, 0.005)),
+        ValueError,
+        r"a number or \(low, high\)",
+    ),
+    "one weight for all steps": (
+        lambda: update(objective=jaxmaml.objectives.multi_step(lambda step: 1.0)),
+        ValueError,
+        r"`weights\(step\)` must be one for each inner step, got shape \(\)",
+    ),
+    "pool a matrix": (
+        lambda: jaxmaml.nn.max_pool(jnp.ones((4, 4))),
+        ValueError,
+        r"must be images .* got shape \(4, 4\)",
     ),
     "clip at zero": (lambda: jaxmaml.clip_by_global_norm(0.0), ValueError, "`max_norm` must be > 0"),
     "no ways": (lambda: jaxmaml.nn.Conv4.omniglot(0), ValueError, "`num_ways` must be >= 1"),

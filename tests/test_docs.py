@@ -77,6 +77,20 @@ def test_the_report_is_of_the_committed_results():
     assert (RESULTS / report.PICTURE).exists()
 
 
+def test_modules_import_upwards():
+    """In the order that CONTRIBUTING gives them."""
+    rows = re.findall(r"^\| (`.*?) \|", (REPOSITORY / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    order = {name.rstrip("/"): place for place, row in enumerate(rows) for name in re.findall(r"`([\w/]+)`", row)}
+    package = pathlib.Path(jaxmaml.__file__).parent
+    imports = re.compile(r"^from jaxmaml(?:\.(\w+))?[\w.]* import ([\w, ]+)", re.MULTILINE)
+    for path in package.rglob("*.py"):
+        ours = path.relative_to(package).parts[0].removesuffix(".py")
+        for module, names in imports.findall(path.read_text()):
+            for theirs in [module] if module else re.findall(r"(\w+)(?: as \w+)?,?", names):
+                if ours not in ("__init__", theirs):
+                    assert order[theirs] <= order[ours], f"{path.name} imports {theirs}"
+
+
 def test_links_to_files_lead_somewhere():
     for page in REPOSITORY.glob("*.md"):
         for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):

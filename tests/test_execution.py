@@ -147,6 +147,12 @@ def test_a_mesh_keeps_tasks_apart(x64, quick_compiles):
     np.testing.assert_allclose(state.params["theta"], 0.81**2 * jnp.mean(centres, 0), rtol=1e-12)
 
 
+def test_a_mesh_of_jax_itself_will_do(x64, quick_compiles):
+    """`jax.make_mesh` has explicit axes, where the types of arrays say how they are split."""
+    mesh = jax.make_mesh((2,), ("devices",))
+    np.testing.assert_allclose(gradient(5, mesh=mesh), plainly(num_tasks=5), rtol=1e-12, atol=1e-14)
+
+
 def test_a_mesh_composes(x64, quick_compiles):
     """Under fit's scan, with inputs already split over the devices, and in a derivative by a hyperparameter."""
     mesh = jaxmaml.task_mesh()

@@ -4,7 +4,7 @@ from typing import Unpack
 
 import optax
 
-from jaxmaml.leaves import Leaves
+from jaxmaml.leaves import Leaves, Named
 from jaxmaml.options import Axes, fixed
 from jaxmaml.outer_loop import make_learner
 from jaxmaml.types import InnerRule, LossFn, MetaLearner
@@ -51,4 +51,6 @@ def anil(
     References:
       Raghu et al., 2020, https://arxiv.org/abs/1909.09157
     """
-    return make_learner(loss_fn, inner_optimizer, outer_optimizer, num_inner_steps, fixed(axes, adapted=head))
+    return make_learner(
+        loss_fn, inner_optimizer, outer_optimizer, num_inner_steps, fixed(axes, adapted=Named(head, "head"))
+    )

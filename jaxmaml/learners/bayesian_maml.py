@@ -27,7 +27,8 @@ def bayesian_maml(
     `params` are `M` particles, along the leading axis of every leaf. On a task they take `num_inner_steps` of
     `jaxmaml.rules.svgd`, down the support loss and apart from each other. The outer loop descends the chaser loss,
     the distance to a leader that went on for `num_leader_steps` more on support and query together. The adapted
-    particles are samples of the predictive distribution.
+    particles are samples of the predictive distribution. `jaxmaml.evaluate` and `Validation` judge all particles:
+    give them `jaxmaml.ensemble(loss_fn)`.
 
     Args:
       loss_fn: `(params, batch) -> loss` or `(loss, aux)` of one particle; the mean over

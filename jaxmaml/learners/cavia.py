@@ -5,7 +5,7 @@ from typing import Unpack
 import optax
 
 from jaxmaml import starts
-from jaxmaml.leaves import Leaves
+from jaxmaml.leaves import Leaves, Named
 from jaxmaml.options import Axes, fixed
 from jaxmaml.outer_loop import make_learner
 from jaxmaml.types import InnerRule, LossFn, MetaLearner
@@ -57,5 +57,5 @@ def cavia(
         inner_optimizer,
         outer_optimizer,
         num_inner_steps,
-        fixed(axes, adapted=context, start=starts.zeros(context)),
+        fixed(axes, adapted=Named(context, "context"), start=starts.zeros(Named(context, "context"))),
     )

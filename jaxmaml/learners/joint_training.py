@@ -21,7 +21,7 @@ def joint_training(
     r"""Learn one model of all tasks, and fine-tune it to each.
 
     The outer loop descends `mean_i L(theta, query_i)` without any adaptation; `adapt` takes inner steps from there.
-    With `adapted="Dense_0"`, say, it is the linear probe; from parameters that were never trained, learning from
+    With the head's name as `adapted` it is the linear probe; from parameters that were never trained, learning from
     scratch.
 
     Args:

@@ -5,7 +5,7 @@ from typing import Unpack
 import optax
 
 from jaxmaml import checks, objectives
-from jaxmaml.leaves import Leaves
+from jaxmaml.leaves import Leaves, Named
 from jaxmaml.options import Axes, fixed
 from jaxmaml.outer_loop import make_learner
 from jaxmaml.rules import learned_rates
@@ -86,7 +86,7 @@ def maml_plus_plus(
         num_inner_steps,
         fixed(
             {**half, **axes},
-            per_step=normalisation,
+            per_step=None if normalisation is None else Named(normalisation, "normalisation"),
             objective=objectives.multi_step(weights) if multi_step_steps else objectives.last_step,
         ),
     )

@@ -35,7 +35,8 @@ def reptile(
       outer_optimizer: See above.
       num_inner_steps: In training; > 1, or this is joint training.
       serial: Visit the tasks of a batch one after another, each from where the one before left (the paper's
-        algorithm 1), instead of averaging them (its algorithm 2). An outer step then is `num_tasks` small ones.
+        algorithm 1), instead of averaging them (its algorithm 2). An outer step then is `num_tasks` small ones, which
+        `outer_optimizer` and its schedule count one by one.
       **axes: The other axes of the family: see `jaxmaml.Axes`; `inner_batch_size` is the paper's minibatch.
     Returns:
       A `MetaLearner`, as `jaxmaml.maml` does.
@@ -63,11 +64,14 @@ def reptile(
 
 def _one_by_one(learner: MetaLearner):
     def update(state: MetaState, tasks: Task) -> tuple[MetaState, MetaInfo]:
+        checks.state(state)
         num_tasks = checks.tasks(tasks)
         singles = jax.tree.map(lambda leaf: leaf.reshape(num_tasks, 1, *leaf.shape[1:]), tasks)
-        state, info = jax.lax.scan(learner.update, state, singles)
+        # Small steps have numbers of their own, since what is random in them is drawn by these.
+        small = state._replace(step=state.step * num_tasks)
+        small, info = jax.lax.scan(learner.update, small, singles)
         norm = jnp.mean(info.grad_norm)
         whole = jax.tree.map(lambda leaf: leaf.reshape(num_tasks, *leaf.shape[2:]), info._replace(grad_norm=()))
-        return state, whole._replace(grad_norm=norm)
+        return small._replace(step=state.step + 1), whole._replace(grad_norm=norm)
 
     return update

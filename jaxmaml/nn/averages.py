@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmaml import checks
-from jaxmaml.sampling import Sampler, as_pytree
+from jaxmaml.sampling import Sampler, as_pytree, check_sampler
 from jaxmaml.types import MetaLearner, MetaState, PyTree
 
 
@@ -67,8 +67,7 @@ def average_statistics(
     checks.function("apply", apply)
     checks.learner(learner)
     checks.state(state)
-    checks.function("sample_task", sample_task)
-    checks.prng_key(key)
+    check_sampler("sample_task", sample_task, key)
     checks.positive_int("num_tasks", num_tasks)
     if num_inner_steps is not None:
         checks.positive_int("num_inner_steps", num_inner_steps)
@@ -81,7 +80,7 @@ def _average(apply, learner, num_inner_steps, state, sample_task, keys):
     def of_task(key):
         task = sample_task(key)
         fast_params, _ = learner.adapt(state, task.support, num_inner_steps=num_inner_steps)
-        _, written = apply(fast_params, task.query.inputs, mutable=["batch_stats"])
+        _, written = apply(fast_params, task.query[0], mutable=["batch_stats"])
         if not written.get("batch_stats"):
             raise ValueError('`apply` must write to "batch_stats", as a model with jaxmaml.nn.BatchNorm does.')
         return written["batch_stats"]

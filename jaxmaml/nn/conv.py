@@ -89,16 +89,16 @@ def conv_general_dilated(
     ndim = lhs.ndim - 2
     x = jnp.transpose(lhs, (dims.lhs_spec[0], *dims.lhs_spec[2:], dims.lhs_spec[1]))
     kernel = jnp.transpose(rhs, (*dims.rhs_spec[2:], dims.rhs_spec[1], dims.rhs_spec[0]))
-    dilation = tuple(rhs_dilation or (1,) * ndim)
+    dilation = _sizes(rhs_dilation, ndim)
     if isinstance(padding, str):
         reach = [(w - 1) * d + 1 for w, d in zip(kernel.shape[:ndim], dilation, strict=True)]
         padding = lax.padtype_to_pads(x.shape[1:-1], reach, window_strides, padding)
     form = Form(
         image=x.shape[1:-1],
         window=kernel.shape[:ndim],
-        strides=tuple(window_strides),
+        strides=_sizes(window_strides, ndim),
         padding=tuple((int(low), int(high)) for low, high in padding),
-        holes=tuple(lhs_dilation or (1,) * ndim),
+        holes=_sizes(lhs_dilation, ndim),
         dilation=dilation,
         output=tuple(expected.shape[d] for d in dims.out_spec[2:]),
     )
@@ -113,3 +113,8 @@ def conv_general_dilated(
     y = jnp.moveaxis(y, 0, -2).reshape(x.shape[0], *form.output, -1)
     to_out = dict(zip((dims.out_spec[0], *dims.out_spec[2:], dims.out_spec[1]), range(ndim + 2), strict=True))
     return jnp.transpose(y, [to_out[d] for d in range(ndim + 2)])
+
+
+def _sizes(sizes: Sequence[int] | None, ndim: int) -> tuple[int, ...]:
+    """Of any sequence, an array too; ones by default."""
+    return (1,) * ndim if sizes is None else tuple(map(int, sizes))

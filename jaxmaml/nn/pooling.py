@@ -22,13 +22,15 @@ def max_pool(x: jax.Array, window: int = 2) -> jax.Array:
     Returns:
       Array `[N, H // window, W // window, C]`.
     Raises:
-      ValueError: If the image is smaller than a window.
+      ValueError: If `x` is not four-dimensional, or the image smaller than a window.
     Example:
       >>> import jax.numpy as jnp, jaxmaml
       >>> jaxmaml.nn.max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1))[0, :, :, 0].tolist()
       [[5.0, 7.0], [13.0, 15.0]]
     """
     checks.positive_int("window", window)
+    if x.ndim != 4:
+        raise ValueError(f"`x` must be images [num_examples, height, width, channels], got shape {x.shape}.")
     batch, height, width, channels = x.shape
     rows, columns = height // window, width // window
     if rows == 0 or columns == 0:

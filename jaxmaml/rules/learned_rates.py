@@ -33,7 +33,7 @@ def learned_rates(
       in front.
 
     Raises:
-      ValueError: If `per` is unknown or a count < 1.
+      ValueError: If `per` is unknown, a count < 1, or `initial` not two numbers of which the first is no larger.
       TypeError: If `transform` is no optax transformation.
 
     Example:
@@ -49,9 +49,12 @@ def learned_rates(
     checks.one_of("per", per, ("parameter", "tensor", "scalar"))
     if num_steps is not None:
         checks.positive_int("num_steps", num_steps)
-    low, high = initial if isinstance(initial, tuple) else (initial, initial)
-    for value in (low, high):
+    bounds = initial if isinstance(initial, tuple) else (initial, initial)
+    for value in bounds:
         checks.number("initial", value)
+    if len(bounds) != 2 or bounds[0] > bounds[1]:
+        raise ValueError(f"`initial` must be a number or (low, high), got {initial!r}.")
+    low, high = bounds
     first = transform_rule(transform)
     steps = () if num_steps is None else (num_steps,)
 

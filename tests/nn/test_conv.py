@@ -82,6 +82,13 @@ OTHER = {
         "window_strides": (1, 2),
         "padding": [(5, -1), (2, 4)],
     },
+    "arrays": {
+        "dimension_numbers": DIMS[2],
+        "window_strides": np.array([1, 2]),
+        "padding": np.array([[1, 1], [0, 1]]),
+        "lhs_dilation": np.array([2, 1]),
+        "rhs_dilation": np.array([2, 1]),
+    },
     "batch groups": {"dimension_numbers": DIMS[2], "batch_group_count": 2},
 }
 

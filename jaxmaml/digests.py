@@ -1,0 +1,55 @@
+"""What tells one program from another: its operations, its constants and the arrays that it was given."""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core as jex_core
+
+from jaxmaml.types import PyTree
+
+# Of larger arrays, a data set's images, so many numbers are looked at, evenly spaced.
+_NUMBERS = 1 << 20
+
+
+def of_program(function: Callable[..., Any], *args: Any) -> str:
+    """A digest of what `function(*args)` computes: of its operations and constants, not of where they were written."""
+    closed = jax.make_jaxpr(function)(*args)
+    text = re.sub(r"0x[0-9a-f]+|/\S+", "", str(closed))
+    return _digest(text, _constants(closed))
+
+
+def of_arrays(tree: PyTree) -> str:
+    """A digest of the values in `tree`."""
+    return _digest("", jax.tree.leaves(tree))
+
+
+def _digest(text: str, arrays: Any) -> str:
+    digest = hashlib.sha256(text.encode())
+    for array in arrays:
+        if jnp.issubdtype(jnp.result_type(array), jax.dtypes.prng_key):
+            array = jax.random.key_data(array)
+        numbers = np.asarray(array)
+        digest.update(f"{numbers.dtype}{numbers.shape}".encode())
+        digest.update(np.ascontiguousarray(numbers.reshape(-1)[:: 1 + numbers.size // _NUMBERS]).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _constants(jaxpr: Any) -> Iterator[Any]:
+    """Of all depths: what functions closed over, of which a program's text has no values."""
+    if isinstance(jaxpr, jex_core.ClosedJaxpr):
+        yield from jaxpr.consts
+        jaxpr = jaxpr.jaxpr
+    for eqn in jaxpr.eqns:
+        yield from (operand.val for operand in eqn.invars if isinstance(operand, jex_core.Literal))
+        inside = jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_program)
+        for program in filter(_is_program, inside):
+            yield from _constants(program)
+
+
+def _is_program(x: Any) -> bool:
+    return isinstance(x, (jex_core.ClosedJaxpr, jex_core.Jaxpr))

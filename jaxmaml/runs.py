@@ -1,0 +1,116 @@
+"""A training run as `fit` carries it, and as it lies in a folder, by Orbax."""
+
+import os
+import pathlib
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from jaxmaml.types import MetaState
+
+
+class Run(NamedTuple):
+    """What a checkpoint holds.
+
+    Attributes:
+      state: Where training is.
+      key: Data of the key that draws the tasks.
+      best: The state that validated best; the start, before any validation.
+      score: Of `best`, float32; larger is better.
+      since_best: Validations since then, int32.
+    """
+
+    state: MetaState
+    key: jax.Array
+    best: MetaState
+    score: jax.Array
+    since_best: jax.Array
+
+    def result(self) -> MetaState:
+        """The state that validated best, or the last where none did."""
+        return self.best if self.score > -jnp.inf else self.state
+
+
+def beginning(state: MetaState, key: Any) -> Run:
+    """The run that `fit` begins where there is no checkpoint.
+
+    Args:
+      state: Where it starts, and its best state until a validation.
+      key: Typed or raw; its data is kept, since checkpoints hold arrays alone.
+    """
+    data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
+    return Run(state, data, jax.tree.map(jnp.copy, state), jnp.float32(-jnp.inf), jnp.int32(0))
+
+
+def folder_of(directory: str | os.PathLike) -> epath.Path:
+    """An absolute path, as Orbax wants it; one in the cloud (`gs://...`) is as it is."""
+    return epath.Path(directory if "://" in str(directory) else pathlib.Path(directory).absolute())
+
+
+def manager_of(folder: epath.Path, options: ocp.CheckpointManagerOptions | None = None) -> ocp.CheckpointManager:
+    handlers = {"run": ocp.StandardCheckpointHandler(), "made_by": ocp.JsonCheckpointHandler()}
+    return ocp.CheckpointManager(folder, item_handlers=handlers, options=options)
+
+
+def newest(
+    manager: ocp.CheckpointManager,
+    directory: Any,
+    state: MetaState,
+    after: int,
+    check: Callable[[str, dict[str, Any]], None],
+) -> Run | None:
+    """The newest run of a step `after` this one that can be read, or `None` where there is none.
+
+    Raises:
+      ValueError: If `check` does, or none of those that there are can be read.
+    """
+    steps = sorted((step for step in manager.all_steps() if step > after), reverse=True)
+    for step in steps:
+        where = f"The checkpoint of step {step} in {directory}"
+        made_by = _unless_damaged(where, lambda step=step: _made_by(manager, step))
+        if made_by is None:
+            continue
+        check(where, made_by)
+        run = _unless_damaged(where, lambda step=step: _restored(manager, step, state))
+        if run is not None:
+            return run
+    if steps:
+        raise ValueError(f"No checkpoint in {directory} can be read, of steps {steps}; take another directory.")
+    return None
+
+
+def _unless_damaged(where: str, read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except Exception as error:  # Whatever a broken file makes Orbax, JSON or TensorStore raise.
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        warnings.warn(f"{where} cannot be read, and the one before it is tried ({why}).", stacklevel=5)
+        return None
+
+
+def _made_by(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+    return manager.restore(step, args=ocp.args.Composite(made_by=ocp.args.JsonRestore()))["made_by"]
+
+
+def _restored(manager: ocp.CheckpointManager, step: int, state: MetaState) -> Run:
+    key = manager.item_metadata(step)["run"].tree["key"]
+    like = beginning(state, jnp.zeros(key.shape, key.dtype))
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    saved = manager.restore(step, args=ocp.args.Composite(run=ocp.args.StandardRestore(abstract)))["run"]
+    return jax.tree.map(_placed_as, saved, like)
+
+
+def _placed_as(saved: jax.Array, ours: jax.Array) -> jax.Array:
+    """Orbax ties what it restores to a device; where ours is tied to none, a learner with a mesh may move it."""
+    if ours.committed:
+        return saved
+    if jnp.issubdtype(saved.dtype, jax.dtypes.prng_key):
+        data = jnp.asarray(np.asarray(jax.random.key_data(saved)))
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(saved))
+    return jnp.asarray(np.asarray(saved))
