@@ -30,6 +30,10 @@ def make_learner(
     checks.optimizer("outer_optimizer", outer_optimizer)
     training_steps = checks.positive_int("num_inner_steps", num_inner_steps)
     options = complete(axes)
+    for builder in (objectives.multi_step, objectives.chaser):
+        if options.objective is builder:
+            name = f"jaxmaml.objectives.{builder.__name__}"
+            raise TypeError(f"`objective` must be what {name}(...) returns, got that function itself.")
     rule = as_inner_rule(inner_optimizer)
     if options.derivative in ("mixed", "reverse") and options.objective not in _NOT_THROUGH_THE_RULE:
         check_differentiable_at_zero(rule)

@@ -202,7 +202,7 @@ def _first(count: int, tree):
 def _means(history: MetaInfo) -> dict[str, float]:
     """What a dispatch reports of its steps."""
     values = {"query_loss": float(history.query_loss.mean())}
-    if isinstance(history.aux, Mapping) and "accuracy" in history.aux:
+    if isinstance(history.aux, Mapping) and isinstance(history.aux.get("accuracy"), np.ndarray):
         values["accuracy"] = float(history.aux["accuracy"].mean())
     return values | {"grad_norm": float(history.grad_norm.mean())}
 

@@ -79,7 +79,7 @@ def conv_problem(dtype, num_tasks=2):
 
 
 class QuickClassifier(linen.Module):
-    """What `jaxmaml.nn.Conv4` offers, of one layer: for tests of what is done with it."""
+    """What `jaxmaml.nn.Conv4` offers, of two layers: for tests of what is done with it."""
 
     num_ways: int
     features: int = 1
@@ -89,8 +89,8 @@ class QuickClassifier(linen.Module):
     @linen.compact
     def __call__(self, x, *, head=True, support=None):
         x = jaxmaml.nn.BatchNorm(use_scale=self.use_scale)(linen.avg_pool(x, (7, 7), (7, 7)))
-        x = linen.relu(x).reshape(x.shape[0], -1)
-        dense = linen.Dense(self.num_ways)
+        x = linen.Dense(8, name="body")(linen.relu(x).reshape(x.shape[0], -1))
+        dense = linen.Dense(self.num_ways, name="Dense_0")
         return dense(x) if head else x
 
 

@@ -321,6 +321,11 @@ MALFORMED = {
         ValueError,
         r"a number or \(low, high\)",
     ),
+    "objective without its argument": (
+        lambda: make(objective=jaxmaml.objectives.chaser),
+        TypeError,
+        r"`objective` must be what jaxmaml\.objectives\.chaser\(\.\.\.\) returns",
+    ),
     "one weight for all steps": (
         lambda: update(objective=jaxmaml.objectives.multi_step(lambda step: 1.0)),
         ValueError,

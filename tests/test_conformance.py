@@ -1,5 +1,6 @@
 """What holds for every learner of the family, and for every combination of its axes."""
 
+import functools
 import itertools
 
 import chex
@@ -23,13 +24,17 @@ def close(ours, theirs, **tolerances):
         np.testing.assert_allclose(np.asarray(a, np.float64), np.asarray(b, np.float64), **tolerances)
 
 
+@functools.cache
+def compiled(name, dtype=jnp.float32, **options):
+    """A problem and its outer step, for all tests here: it may be traced once."""
+    learner, params, tasks = family.problem(name, dtype, **options)
+    return learner, learner.init(params), tasks, jax.jit(chex.assert_max_traces(learner.update, 1))
+
+
 @pytest.mark.parametrize("name", family.FACTORIES)
 def test_states_are_alike_and_traced_once(name):
     """init, then steps one by one and under scan: the same structure, the same numbers, one trace."""
-    learner, params, tasks = family.problem(name)
-    state = learner.init(params)
-    traced = chex.assert_max_traces(learner.update, 1)
-    update = jax.jit(traced)
+    learner, state, tasks, update = compiled(name)
     first, info = update(state, tasks)
     second, _ = update(first, tasks)
     chex.assert_trees_all_equal_shapes_and_dtypes(state, first)
@@ -46,30 +51,28 @@ def test_states_are_alike_and_traced_once(name):
 
 @pytest.mark.parametrize("name", family.FACTORIES)
 def test_adapt_is_the_inner_loop_of_update(name):
-    learner, params, tasks = family.problem(name)
-    state = learner.init(params)
+    learner, state, tasks, update = compiled(name)
     task = jax.tree.map(lambda leaf: leaf[0], tasks)
     fast_params, trace = jax.jit(lambda state, support: learner.adapt(state, support, num_inner_steps=5))(
         state, task.support
     )
-    chex.assert_trees_all_equal_shapes_and_dtypes(fast_params, params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(fast_params, family.problem(name)[1])
     assert trace.support_loss.shape == (5,)
     if name != "joint_training":
-        _, info = jax.jit(learner.update)(state, tasks)
+        _, info = update(state, tasks)
         np.testing.assert_allclose(info.support_loss[0], trace.support_loss[:3], rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", family.FACTORIES)
 def test_order_and_chunks_of_tasks_do_not_matter(x64, name):
-    learner, params, tasks = family.problem(name, jnp.float64, chunk_size=None)
-    state = learner.init(params)
-    whole, info = jax.jit(learner.update)(state, tasks)
-    chunked, params, _ = family.problem(name, jnp.float64, chunk_size=2)
+    _, state, tasks, update = compiled(name, jnp.float64, chunk_size=None)
+    whole, info = update(state, tasks)
+    chunked, _, _ = family.problem(name, jnp.float64, chunk_size=2)
     halves, halves_info = jax.jit(chunked.update)(state, tasks)
     close((halves.params, halves.rule_params), (whole.params, whole.rule_params), rtol=1e-11, atol=1e-13)
     close(halves_info.query_loss, info.query_loss, rtol=1e-12)
     if name not in RANDOM:
-        other, _ = jax.jit(learner.update)(state, jax.tree.map(lambda leaf: leaf[::-1], tasks))
+        other, _ = update(state, jax.tree.map(lambda leaf: leaf[::-1], tasks))
         close((other.params, other.rule_params), (whole.params, whole.rule_params), rtol=1e-11, atol=1e-13)
 
 
@@ -86,8 +89,7 @@ def test_bfloat16_stays(name):
 @pytest.mark.parametrize("name", sorted(set(family.FACTORIES) - set(family.OTHER_GRADIENTS)))
 def test_finite_differences(x64, name):
     """The step is the gradient of the query loss that is reported, in everything that is learned."""
-    learner, params, tasks = family.problem(name, jnp.float64)
-    state, update = learner.init(params), jax.jit(learner.update)
+    _, state, tasks, update = compiled(name, jnp.float64, chunk_size=None)
     learned = (state.params, state.rule_params)
     after, _ = update(state, tasks)
     gradient = jax.tree.map(lambda a, b: (a - b) / 0.1, learned, (after.params, after.rule_params))
