@@ -54,6 +54,7 @@ def folder_of(directory: str | os.PathLike) -> epath.Path:
 
 
 def manager_of(folder: epath.Path, options: ocp.CheckpointManagerOptions | None = None) -> ocp.CheckpointManager:
+    """Reads and writes the two parts of a checkpoint: the run, and what made it."""
     handlers = {"run": ocp.StandardCheckpointHandler(), "made_by": ocp.JsonCheckpointHandler()}
     return ocp.CheckpointManager(folder, item_handlers=handlers, options=options)
 
