@@ -63,6 +63,7 @@ class Store:
     def __init__(self, settings: Checkpoints, state: MetaState, made_by: dict[str, str | None]):
         self.every = settings.every
         self._settings = settings
+        self._whole = -1  # The step that is known to be there, or was begun at.
         self._made_by = {"arrays": _arrays(state), "jax": jax.__version__, **made_by}
         options = ocp.CheckpointManagerOptions(max_to_keep=settings.keep, cleanup_tmp_directories=True)
         self._manager = manager_of(folder_of(settings.directory), options)
@@ -80,22 +81,26 @@ class Store:
           ValueError: If it does not fit `run`, or was made by another program or with another key; or if none can be
             read.
         """
-        saved = newest(self._manager, self._settings.directory, run.state, int(run.state.step), self._check)
+        self._whole = int(run.state.step)
+        saved = newest(self._manager, self._settings.directory, run.state, self._whole, self._check)
         if saved is None:
             return run
+        self._whole = int(saved.state.step)
         if not jnp.array_equal(saved.key, run.key):
             where = f"The checkpoint of step {int(saved.state.step)} in {self._settings.directory}"
             raise ValueError(f"{where} drew its tasks from another `key`; pass the same, or another directory.")
         return saved
 
     def save(self, run: Run) -> None:
-        """Save a run, unless its step is saved already or its arrays are gone, given to a dispatch that failed."""
-        if any(leaf.is_deleted() for leaf in jax.tree.leaves(run.state)):
+        """Save a run, unless it is there already or its arrays are gone, given to a dispatch that failed."""
+        if any(leaf.is_deleted() for leaf in jax.tree.leaves(run.state)) or int(run.state.step) == self._whole:
             return
-        if int(run.state.step) in self._manager.all_steps():
-            return
+        self._whole = int(run.state.step)
+        if self._whole in self._manager.all_steps():  # A damaged one, which was passed over.
+            self._manager.delete(self._whole)
         args = ocp.args.Composite(run=ocp.args.StandardSave(run), made_by=ocp.args.JsonSave(self._made_by))
-        self._manager.save(int(run.state.step), args=args)
+        # By force, since Orbax saves nothing before the newest step, and that may be a damaged one.
+        self._manager.save(self._whole, args=args, force=True)
 
     def _check(self, where: str, made_by: dict[str, Any]) -> None:
         _check_arrays(where, made_by["arrays"], self._made_by["arrays"])

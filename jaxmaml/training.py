@@ -24,7 +24,14 @@ from jaxmaml.types import MetaInfo, MetaLearner, MetaState
 from jaxmaml.validation import Validation
 
 
-class NonFiniteError(FloatingPointError):
+class _Stopped(BaseException):
+    def __init__(self, message: str, state: MetaState, history: MetaInfo):
+        super().__init__(message)
+        self.state = state
+        self.history = history
+
+
+class NonFiniteError(_Stopped, FloatingPointError):
     """The meta-loss, its gradient or the new parameters were not finite; training stopped before that step.
 
     Attributes:
@@ -32,13 +39,8 @@ class NonFiniteError(FloatingPointError):
       history: Metrics up to and including the step that failed.
     """
 
-    def __init__(self, message: str, state: MetaState, history: MetaInfo):
-        super().__init__(message)
-        self.state = state
-        self.history = history
 
-
-class Interrupted(KeyboardInterrupt):
+class Interrupted(_Stopped, KeyboardInterrupt):
     """Training was interrupted by hand (Ctrl-C, a notebook's stop button), and stopped after the dispatch at hand.
 
     In a notebook, `sys.last_value.state` has the state; in a program, catch it as the `KeyboardInterrupt` that it is.
@@ -48,11 +50,6 @@ class Interrupted(KeyboardInterrupt):
       state: The last state.
       history: Metrics of the steps that led to it.
     """
-
-    def __init__(self, message: str, state: MetaState, history: MetaInfo):
-        super().__init__(message)
-        self.state = state
-        self.history = history
 
 
 def fit(

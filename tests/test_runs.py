@@ -147,6 +147,13 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path):
         resumed, rest = fit(6, checkpoints=saved)
     chex.assert_trees_all_equal(resumed, fit(6)[0])
     assert rest.query_loss.shape == (4,)
+    chex.assert_trees_all_equal(jaxmaml.restore(tmp_path, start), resumed)
+    shutil.rmtree(tmp_path / "6" / "run")
+    shutil.rmtree(tmp_path / "4")
+    with pytest.warns(UserWarning, match="cannot be read"):
+        fit(6, checkpoints=saved._replace(every=3), steps_per_dispatch=1)
+    chex.assert_trees_all_equal(jaxmaml.restore(tmp_path, start), resumed)
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"2", "3", "6"}
     for step in tmp_path.iterdir():
         for file in step.rglob("metadata"):
             file.write_text("{")
