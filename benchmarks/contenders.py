@@ -15,7 +15,15 @@ import jaxmaml
 from benchmarks import reporting, traffic
 from benchmarks.cases import Case
 
-RIVALS = ("torch_func", "torch_func_compiled", "autograd_loop", "higher_loop", "torchopt_loop", "learn2learn_loop")
+RIVALS = (
+    "torch_func",
+    "torch_func_compiled",
+    "torch_func_graphed",
+    "autograd_loop",
+    "higher_loop",
+    "torchopt_loop",
+    "learn2learn_loop",
+)
 NAMES = (
     "jaxmaml",
     "jaxmaml_mesh",
@@ -29,6 +37,7 @@ NAMES = (
 # For a GPU, or to choose among the ways to execute jaxmaml's step.
 OTHERS = (
     "torch_func_compiled",
+    "torch_func_graphed",
     "autograd_loop",
     "jaxmaml_float32",
     "jaxmaml_products",
@@ -172,22 +181,28 @@ def _rival(name: str, case: Case) -> Contender:
     params, tasks = case.problem()
     options = {"num_inner_steps": case.num_inner_steps, "step_size": case.step_size}
     step = rival.make_step(case.model, params, tasks, **options)
+    exact = rival.exact.make_step(case.model, params, tasks, **options) if rival.exact else step
     # Only now, where nothing else runs, does cuDNN try which of its algorithms are fastest.
     first = functools.cache(functools.partial(_first_step, rival, step))
     if name.endswith("compiled"):
         first()
 
+    @functools.cache
     def result():
         first()
         with rival.full_precision():
-            return rival.as_numpy(case.model, *step())
+            return rival.as_numpy(case.model, *exact())
+
+    def costs():
+        timed = rival.as_numpy(case.model, *step()) if rival.rounds else result()
+        return {**first(), "rounding": _distance(timed, result())}
 
     if case.model != "mlp":
-        return Contender(step, 1, result, first)
+        return Contender(step, 1, result, costs)
     counts = {"num_tasks": case.num_tasks, "num_shots": case.num_shots, "outer_step_size": 1e-3}
     count = 20
     train = rival.make_training(params, **counts, **options)
-    return Contender(lambda: train(count), count, result, first)
+    return Contender(lambda: train(count), count, result, costs)
 
 
 def _first_step(rival: Any, step: Callable[[], Any]) -> dict[str, Any]:
@@ -209,13 +224,16 @@ def _results(function: Callable, compiled: Any, *args: Any) -> tuple[Callable, C
     if jax.default_backend() == "cpu":
         return timed, lambda: 0.0
     with jax.default_matmul_precision("float32"):
-        exact, _ = _compile(function, *args)
+        # It is not timed: no search for the fastest kernels, which takes longer than all the rest.
+        exact, _ = _compile(function, *args, xla_gpu_autotune_level=0)
+    result = functools.cache(lambda: jax.device_get(exact(*args)))
+    return result, lambda: _distance(timed(), result())
 
-    def rounding():
-        there, here = (flat(grads) for _, grads in (timed(), exact(*args)))
-        return float(np.abs(there - here).max() / np.abs(here).max())
 
-    return lambda: jax.device_get(exact(*args)), rounding
+def _distance(there: tuple[Any, Any], here: tuple[Any, Any]) -> float:
+    """Of two results' gradients, as a share of the largest entry."""
+    there, here = flat(there[1]), flat(here[1])
+    return float(np.abs(there - here).max() / np.abs(here).max())
 
 
 def _costs(compiled: Any, seconds: float, rounding: Callable[[], float]) -> dict[str, Any]:
@@ -235,7 +253,7 @@ def flat(tree: Any) -> np.ndarray:
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
 
 
-def _compile(function: Callable, *args: Any) -> tuple[Any, float]:
+def _compile(function: Callable, *args: Any, **options: Any) -> tuple[Any, float]:
     start = time.perf_counter()
-    compiled = jax.jit(function).lower(*args).compile()
+    compiled = jax.jit(function).lower(*args).compile(compiler_options=options)
     return compiled, time.perf_counter() - start

@@ -9,7 +9,7 @@ import functools
 import math
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Optional
 
 import torch
 
@@ -42,6 +42,7 @@ def make_step(
     tasks: jaxmaml.Task,
     *,
     channels_last: bool = True,
+    as_graph: bool = False,
     **options: Any,
 ) -> Callable[[], tuple[torch.Tensor, Tensors]]:
     """Prepare one meta-step; `step()` returns the loss and the gradients in torch's own form.
@@ -50,9 +51,12 @@ def make_step(
     """
     meta_gradient = build(model, _parameters(model, params), **options)
     tasks = torch_models.to_torch_tasks(model, tasks, channels_last)
+    run = functools.partial(meta_gradient, tasks)
+    if as_graph:
+        run = _as_graph(run)
 
     def step():
-        result = meta_gradient(tasks)
+        result = run()
         _wait()
         return result
 
@@ -66,6 +70,7 @@ def make_training(
     num_tasks: int,
     num_shots: int,
     outer_step_size: float,
+    as_graph: bool = False,
     **options: Any,
 ) -> Callable[[int], torch.Tensor]:
     """Prepare outer iterations on sinusoids: sample tasks, differentiate, move the initial parameters by Adam.
@@ -74,7 +79,7 @@ def make_training(
     """
     parameters = _parameters("mlp", params)
     meta_gradient = build("mlp", parameters, **options)
-    optimizer = torch.optim.Adam(parameters.values(), outer_step_size, fused=True)
+    optimizer = torch.optim.Adam(parameters.values(), outer_step_size, fused=True, capturable=as_graph)
     dtype = next(iter(parameters.values())).dtype
 
     def uniform(low, high, *shape):
@@ -90,12 +95,40 @@ def make_training(
         optimizer.step()
         return loss
 
+    run = _as_graph(iterate) if as_graph else iterate
+
     def train(count):
-        losses = torch.stack([iterate() for _ in range(count)])
+        # Copies: a CUDA graph writes each result where the last one was.
+        losses = torch.stack([run().clone() for _ in range(count)])
         _wait()
         return losses
 
     return train
+
+
+def _as_graph(function: Callable[[], Any]) -> Callable[[], Any]:
+    """`function` as one CUDA graph, captured at the first call: all its kernels at one launch, without Python."""
+
+    @functools.cache
+    def captured():
+        # Before it, on a stream of its own, what happens once only: cuDNN's choices, an optimizer's state.
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                function()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = function()
+        return graph, result
+
+    def replay():
+        graph, result = captured()
+        graph.replay()
+        return result
+
+    return replay
 
 
 def memory_peak() -> tuple[int, str]:
@@ -158,18 +191,28 @@ def _parameters(model: str, params: dict) -> Tensors:
 
 
 class Rival:
-    """What a contender is asked for; see the functions of the same names."""
+    """What a contender is asked for; see the functions of the same names.
+
+    Args:
+      build: `meta_gradient` of the module.
+      channels_last: In memory.
+      as_graph: Whether a step is captured as a CUDA graph.
+      exact: Who computes the same in full precision, where another precision is another compilation.
+    """
 
     def __init__(
         self,
         build: Callable[..., MetaGradient],
         *,
         channels_last: bool = True,
-        full_precision: Callable[[], Any] = full_precision,
+        as_graph: bool = False,
+        exact: Optional["Rival"] = None,
     ):
-        self.make_step = functools.partial(make_step, build, channels_last=channels_last)
-        self.make_training = functools.partial(make_training, build)
+        self.make_step = functools.partial(make_step, build, channels_last=channels_last, as_graph=as_graph)
+        self.make_training = functools.partial(make_training, build, as_graph=as_graph)
         self.as_numpy, self.memory_peak, self.full_precision = as_numpy, memory_peak, full_precision
+        self.exact = exact
+        self.rounds = _ON_CARD or exact is not None
 
 
 if _ON_CARD:

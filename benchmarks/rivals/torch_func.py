@@ -24,7 +24,7 @@ def meta_gradient(
         return task_losses(params, x_support, y_support, x_query, y_query).mean()
 
     if compiled:
-        meta_loss = torch.compile(meta_loss)
+        meta_loss = torch.compile(meta_loss, mode="reduce-overhead")
 
     def loss_and_gradients(tasks):
         loss = meta_loss(params, *tasks.support, *tasks.query)

@@ -7,7 +7,7 @@ from jax import lax
 from jaxmaml.nn.form import Form, Sizes
 
 # From a first look at layers on one NVIDIA H200 (`python -m benchmarks.convolutions` makes such tables); the whole step
-# is in benchmarks/results/meta_step_gpu_filled.json. Gathered windows are written and read again, nine times the image;
+# is in benchmarks/results/meta_step_gpu_more.json. Gathered windows are written and read again, nine times the image;
 # what is multiplied for it grows with the filters, and hides it from 128 on.
 _MOST_FILTERS = 64
 # With fewer input channels cuDNN's slopes take up to five times as long as gathered windows.
