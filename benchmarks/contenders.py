@@ -232,8 +232,8 @@ def _results(function: Callable, compiled: Any, *args: Any) -> tuple[Callable, C
 
 def _distance(there: tuple[Any, Any], here: tuple[Any, Any]) -> float:
     """Of two results' gradients, as a share of the largest entry."""
-    there, here = flat(there[1]), flat(here[1])
-    return float(np.abs(there - here).max() / np.abs(here).max())
+    other, own = flat(there[1]), flat(here[1])
+    return float(np.abs(other - own).max() / np.abs(own).max())
 
 
 def _costs(compiled: Any, seconds: float, rounding: Callable[[], float]) -> dict[str, Any]:
