@@ -54,6 +54,46 @@ def test_gradients_that_differ_are_not_timed():
         meta_step.compare({"a": same, "b": other})
 
 
+class FakeWorker:
+    """Answers at once: its gradient is right, what it times is `rounding` away from it."""
+
+    prepared = True
+
+    def __init__(self, path, rounding):
+        self.path, self.rounding = path, rounding
+        np.savez(path, loss=0.0, grads=np.ones(3))
+
+    def ask(self, word):
+        return {"rounding": self.rounding} if word == "check" else [1e-3]
+
+    def kill(self):
+        pass
+
+
+def test_what_is_timed_is_what_was_compared(tmp_path):
+    config = meta_step.Config(("sinusoid-1step",), ("jaxmaml", "plain_jax"), rounds=1)
+    workers = {name: FakeWorker(tmp_path / f"{name}.npz", 0.4) for name in config.contenders}
+    measured = meta_step.measure("sinusoid-1step", workers, config)
+    assert measured["rows"]["plain_jax"]["median_ms"] == 1.0
+    workers["plain_jax"].rounding = float("nan")
+    with pytest.raises(ValueError, match="plain_jax times another gradient"):
+        meta_step.measure("sinusoid-1step", workers, config)
+
+
+def test_a_table_has_what_jaxmaml_was_prepared_for():
+    row = {"median_ms": 2.0, "memory_bytes": 1e6, "compile_seconds": 3.0}
+    done = {"flops": 1e9, "rows": {"jaxmaml": row, "plain_jax": {**row, "median_ms": 2500.0}}}
+    late = {"flops": 1e9, "rows": {"plain_jax": row}}
+    table = meta_step.markdown(
+        {
+            "config": {"contenders": ["jaxmaml", "plain_jax"]},
+            "product_flops_per_second": {"large": 2e12, "batched": 1e12},
+            "cases": {"sinusoid-5steps": late, "transformer-5w5s-5steps": late, "omniglot-5w1s-1step": done},
+        }
+    )
+    assert table.splitlines()[2:] == ["| omniglot-5w1s-1step | 2 | 50% | 1 | 3.0 | 1250x |"]
+
+
 def test_contenders_are_measured_in_turn(tmp_path):
     contenders = ("jaxmaml", "plain_jax", "no_such")
     config = meta_step.Config(("sinusoid-1step",), contenders, rounds=2, seconds=0.05, processes=2)

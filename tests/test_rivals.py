@@ -96,6 +96,18 @@ def test_rival_agrees(x64, rival, name, num_inner_steps):
     jax.tree.map(lambda g, e: np.testing.assert_allclose(g, e, rtol=0, atol=1e-9 * scale), grads, expected)
 
 
+def test_compiled_rival_agrees_with_what_it_is_compared_by(x64):
+    import_rival("torch_func")
+    rival = importlib.import_module("benchmarks.rivals.torch_func_compiled").RIVAL
+    _, params, tasks = make_problem("mlp")
+    options = {"num_inner_steps": 1, "step_size": STEP_SIZE}
+    (loss, grads), (exact_loss, exact) = (
+        each.as_numpy("mlp", *each.make_step("mlp", params, tasks, **options)()) for each in (rival, rival.exact)
+    )
+    np.testing.assert_allclose(loss, exact_loss, rtol=1e-12)
+    jax.tree.map(lambda g, e: np.testing.assert_allclose(g, e, atol=1e-12), grads, exact)
+
+
 @pytest.mark.parametrize("rival", PACKAGES)
 def test_rival_trains(rival):
     rival = import_rival(rival)
