@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 import jaxmaml
-from benchmarks import reporting, traffic
+from benchmarks import programs
 from benchmarks.cases import Case
 
 RIVALS = (
@@ -111,10 +110,10 @@ def _jaxmaml(case: Case, make_mesh: Callable[[], Any], options: dict[str, Any], 
         new, info = step.update(state, tasks)
         return jnp.mean(info.query_loss), jax.tree.map(jnp.subtract, state.params, new.params)
 
-    compiled, seconds = _compile(gradient, state, tasks)
-    result, rounding = _results(gradient, compiled, state, tasks)
+    compiled, seconds = programs.build(gradient, state, tasks)
+    result, rounding = programs.results(gradient, compiled, state, tasks)
     if case.model != "mlp":
-        costs = functools.partial(_costs, compiled, seconds, rounding)
+        costs = functools.partial(programs.costs, compiled, seconds, rounding)
         return Contender(lambda: jax.block_until_ready(compiled(state, tasks)), 1, result, costs)
 
     trainer, count = learner(optax.adam(1e-3)), 500
@@ -127,7 +126,9 @@ def _jaxmaml(case: Case, make_mesh: Callable[[], Any], options: dict[str, Any], 
 
     start = time.perf_counter()
     train()
-    return Contender(train, count, result, functools.partial(_costs, compiled, time.perf_counter() - start, rounding))
+    return Contender(
+        train, count, result, functools.partial(programs.costs, compiled, time.perf_counter() - start, rounding)
+    )
 
 
 def _plain_jax(case: Case) -> Contender:
@@ -159,21 +160,21 @@ def _plain_jax(case: Case) -> Contender:
         return optax.apply_updates(params, updates), opt_state, key, loss
 
     params, tasks = jax.tree.map(jnp.asarray, case.problem())
-    compiled, seconds = _compile(jax.value_and_grad(meta_loss), params, tasks)
-    result, rounding = _results(jax.value_and_grad(meta_loss), compiled, params, tasks)
+    compiled, seconds = programs.build(jax.value_and_grad(meta_loss), params, tasks)
+    result, rounding = programs.results(jax.value_and_grad(meta_loss), compiled, params, tasks)
     if case.model != "mlp":
-        costs = functools.partial(_costs, compiled, seconds, rounding)
+        costs = functools.partial(programs.costs, compiled, seconds, rounding)
         return Contender(lambda: jax.block_until_ready(compiled(params, tasks)), 1, result, costs)
 
     state, count = [params, optimizer.init(params), jax.random.key(0)], 100
-    trainer, seconds = _compile(train, *state)
+    trainer, seconds = programs.build(train, *state)
 
     def run():
         for _ in range(count):
             *state[:], _ = trainer(*state)
         return jax.block_until_ready(state[0])
 
-    return Contender(run, count, result, functools.partial(_costs, compiled, seconds, rounding))
+    return Contender(run, count, result, functools.partial(programs.costs, compiled, seconds, rounding))
 
 
 def _rival(name: str, case: Case) -> Contender:
@@ -195,7 +196,7 @@ def _rival(name: str, case: Case) -> Contender:
 
     def costs():
         timed = rival.as_numpy(case.model, *step()) if rival.rounds else result()
-        return {**first(), "rounding": _distance(timed, result())}
+        return {**first(), "rounding": programs.distance(timed, result())}
 
     if case.model != "mlp":
         return Contender(step, 1, result, costs)
@@ -213,47 +214,3 @@ def _first_step(rival: Any, step: Callable[[], Any]) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     after, how = rival.memory_peak()
     return {"compile_seconds": seconds, "memory_bytes": after - before, "memory_is": how}
-
-
-def _results(function: Callable, compiled: Any, *args: Any) -> tuple[Callable, Callable]:
-    """What is compared, with products in float32; and how far the timed program's gradient is from it."""
-
-    def timed():
-        return jax.device_get(compiled(*args))
-
-    if jax.default_backend() == "cpu":
-        return timed, lambda: 0.0
-    with jax.default_matmul_precision("float32"):
-        # It is not timed: no search for the fastest kernels, which takes longer than all the rest.
-        exact, _ = _compile(function, *args, xla_gpu_autotune_level=0)
-    result = functools.cache(lambda: jax.device_get(exact(*args)))
-    return result, lambda: _distance(timed(), result())
-
-
-def _distance(there: tuple[Any, Any], here: tuple[Any, Any]) -> float:
-    """Of two results' gradients, as a share of the largest entry."""
-    other, own = flat(there[1]), flat(here[1])
-    return float(np.abs(other - own).max() / np.abs(own).max())
-
-
-def _costs(compiled: Any, seconds: float, rounding: Callable[[], float]) -> dict[str, Any]:
-    costs = {
-        "compile_seconds": seconds,
-        "memory_bytes": reporting.temporaries(compiled),
-        "memory_is": "XLA's temporaries",
-        "rounding": rounding(),
-    }
-    if jax.default_backend() == "gpu" and (moved := traffic.bytes_moved(compiled.as_text())):
-        costs["bytes_moved"] = moved
-    return costs
-
-
-def flat(tree: Any) -> np.ndarray:
-    """The leaves of `tree` in one vector."""
-    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
-
-
-def _compile(function: Callable, *args: Any, **options: Any) -> tuple[Any, float]:
-    start = time.perf_counter()
-    compiled = jax.jit(function).lower(*args).compile(compiler_options=options)
-    return compiled, time.perf_counter() - start

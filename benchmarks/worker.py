@@ -14,7 +14,8 @@ import time
 import numpy as np
 
 from benchmarks.cases import CARD_CASES, CASES
-from benchmarks.contenders import flat, prepare
+from benchmarks.contenders import prepare
+from benchmarks.programs import flat
 
 
 def main(case: str, name: str, path: pathlib.Path) -> None:

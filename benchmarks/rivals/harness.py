@@ -9,7 +9,7 @@ import functools
 import math
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import Any, Optional
+from typing import Any
 
 import torch
 
@@ -206,7 +206,7 @@ class Rival:
         *,
         channels_last: bool = True,
         as_graph: bool = False,
-        exact: Optional["Rival"] = None,
+        exact: "Rival | None" = None,
     ):
         self.make_step = functools.partial(make_step, build, channels_last=channels_last, as_graph=as_graph)
         self.make_training = functools.partial(make_training, build, as_graph=as_graph)
