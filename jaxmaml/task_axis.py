@@ -42,7 +42,7 @@ def task_mesh(num_devices: int | None = None) -> Mesh:
       ('tasks',)
     """
     wanted = None if num_devices is None else checks.positive_int("num_devices", num_devices)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = _num_cores()
     flags = os.environ.get("XLA_FLAGS", "")
     try:
         if getattr(jax.config, "jax_num_cpu_devices", None) == -1:  # The user has not chosen.
@@ -67,6 +67,11 @@ def task_mesh(num_devices: int | None = None) -> Mesh:
     )
 
 
+def _num_cores() -> int:
+    """That the process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def over_tasks(gradient: SumGradient, chunk_size: int | str | None, mesh: Mesh | None) -> Callable[..., Any]:
     r"""Build `(meta, step, tasks) -> (out, grads)`, the mean over any number of tasks of what `gradient` sums.
 
@@ -75,7 +80,9 @@ def over_tasks(gradient: SumGradient, chunk_size: int | str | None, mesh: Mesh |
     each device does so for its share of the tasks, and they meet once, at the end. Chunks and shares are filled
     up by tasks of weight zero. The result is the same up to the order of summation.
     """
-    summed = _in_chunks(gradient, chunk_size)
+    # JAX fixes its devices at its first computation, which came before: the user has to ask.
+    hint = "" if mesh is not None else "; mesh=jaxmaml.task_mesh() would give each core tasks of its own"
+    summed = _in_chunks(gradient, chunk_size, hint)
     if mesh is not None:
         summed = _sharded(summed, mesh)
 
@@ -87,7 +94,7 @@ def over_tasks(gradient: SumGradient, chunk_size: int | str | None, mesh: Mesh |
     return mean
 
 
-def _in_chunks(gradient: SumGradient, chunk_size: int | str | None) -> SumGradient:
+def _in_chunks(gradient: SumGradient, chunk_size: int | str | None, hint: str) -> SumGradient:
     def pick(meta, step, tasks, weights) -> int:
         num_tasks = _number(tasks)
         if not isinstance(chunk_size, str):
@@ -96,6 +103,9 @@ def _in_chunks(gradient: SumGradient, chunk_size: int | str | None) -> SumGradie
         fits, reason = tasks_that_fit(gradient, meta, step, *one)
         # As few chunks as can be, and these even.
         size = math.ceil(num_tasks / math.ceil(num_tasks / fits))
+        # Tasks so small that all fit the cache gain nothing from cores of their own.
+        if size < num_tasks and jax.default_backend() == "cpu" and jax.device_count() == 1 < _num_cores():
+            reason += hint
         _logger.info('chunk_size="auto" takes %d of %d tasks at a time: %s', size, num_tasks, reason)
         return size
 

@@ -14,7 +14,7 @@ import optax
 import pytest
 
 import jaxmaml
-from jaxmaml import working_set
+from jaxmaml import task_axis, working_set
 from jaxmaml.binomial import schedule
 from jaxmaml.remat import remat_scan
 from tests import problems
@@ -246,6 +246,19 @@ def test_auto_chunks_say_what_they_pick(caplog, monkeypatch):
     assert 1 < picked[20_000] < 12
     assert picked[1] == 1
     assert "fit the cache (cpu)" in caplog.text
+    assert "task_mesh" not in caplog.text  # The devices are there.
+
+
+def test_auto_chunks_say_where_cores_have_nothing_of_their_own(caplog, monkeypatch):
+    params, tasks = problems.mlp_params(), problems.mlp_tasks(12)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    monkeypatch.setattr(task_axis, "_num_cores", lambda: 2)
+    for room, hint in ((4_000_000, False), (20_000, True)):
+        monkeypatch.setattr(working_set, "_CPU_BYTES", room)
+        with caplog.at_level(logging.INFO, logger="jaxmaml"):
+            learner = problems.maml(problems.mlp_loss)
+            jax.eval_shape(learner.update, learner.init(params), tasks)
+        assert ("mesh=jaxmaml.task_mesh()" in caplog.text) is hint
 
 
 def test_the_working_set_is_what_xla_reserves():
