@@ -81,7 +81,7 @@ def over_tasks(gradient: SumGradient, chunk_size: int | str | None, mesh: Mesh |
     up by tasks of weight zero. The result is the same up to the order of summation.
     """
     # JAX fixes its devices at its first computation, which came before: the user has to ask.
-    hint = "" if mesh is not None else "; mesh=jaxmaml.task_mesh() would give each core tasks of its own"
+    hint = "" if mesh is not None else " With mesh=jaxmaml.task_mesh() each core would have tasks of its own."
     summed = _in_chunks(gradient, chunk_size, hint)
     if mesh is not None:
         summed = _sharded(summed, mesh)
