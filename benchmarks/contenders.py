@@ -195,7 +195,7 @@ def _rival(name: str, case: Case) -> Contender:
             return rival.as_numpy(case.model, *exact())
 
     def costs():
-        timed = rival.as_numpy(case.model, *step()) if rival.rounds else result()
+        timed = rival.as_numpy(case.model, *step()) if rival.inexact else result()
         return {**first(), "rounding": programs.distance(timed, result())}
 
     if case.model != "mlp":

@@ -80,9 +80,7 @@ def over_tasks(gradient: SumGradient, chunk_size: int | str | None, mesh: Mesh |
     each device does so for its share of the tasks, and they meet once, at the end. Chunks and shares are filled
     up by tasks of weight zero. The result is the same up to the order of summation.
     """
-    # JAX fixes its devices at its first computation, which came before: the user has to ask.
-    hint = "" if mesh is not None else " With mesh=jaxmaml.task_mesh() each core would have tasks of its own."
-    summed = _in_chunks(gradient, chunk_size, hint)
+    summed = _in_chunks(gradient, chunk_size, alone=mesh is None)
     if mesh is not None:
         summed = _sharded(summed, mesh)
 
@@ -94,7 +92,7 @@ def over_tasks(gradient: SumGradient, chunk_size: int | str | None, mesh: Mesh |
     return mean
 
 
-def _in_chunks(gradient: SumGradient, chunk_size: int | str | None, hint: str) -> SumGradient:
+def _in_chunks(gradient: SumGradient, chunk_size: int | str | None, alone: bool) -> SumGradient:
     def pick(meta, step, tasks, weights) -> int:
         num_tasks = _number(tasks)
         if not isinstance(chunk_size, str):
@@ -103,9 +101,10 @@ def _in_chunks(gradient: SumGradient, chunk_size: int | str | None, hint: str) -
         fits, reason = tasks_that_fit(gradient, meta, step, *one)
         # As few chunks as can be, and these even.
         size = math.ceil(num_tasks / math.ceil(num_tasks / fits))
-        # Tasks so small that all fit the cache gain nothing from cores of their own.
-        if size < num_tasks and jax.default_backend() == "cpu" and jax.device_count() == 1 < _num_cores():
-            reason += hint
+        # Said and not done, for JAX fixes its devices at its first computation, which came before. Tasks so small that
+        # all fit the cache gain nothing from it.
+        if alone and size < num_tasks and jax.default_backend() == "cpu" and jax.device_count() == 1 < _num_cores():
+            reason += " With mesh=jaxmaml.task_mesh() each core would have tasks of its own."
         _logger.info('chunk_size="auto" takes %d of %d tasks at a time: %s', size, num_tasks, reason)
         return size
 

@@ -197,7 +197,7 @@ class Rival:
       build: `meta_gradient` of the module.
       channels_last: In memory.
       as_graph: Whether a step is captured as a CUDA graph.
-      exact: Who computes the same in full precision, where another precision is another compilation.
+      exact: Who computes the same in full precision, where another precision is another compilation or capture.
     """
 
     def __init__(
@@ -212,7 +212,8 @@ class Rival:
         self.make_training = functools.partial(make_training, build, as_graph=as_graph)
         self.as_numpy, self.memory_peak, self.full_precision = as_numpy, memory_peak, full_precision
         self.exact = exact
-        self.rounds = _ON_CARD or exact is not None
+        # What is timed may differ from what is compared, by rounding.
+        self.inexact = _ON_CARD or exact is not None
 
 
 if _ON_CARD:
