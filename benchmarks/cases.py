@@ -107,7 +107,7 @@ CARD_CASES = {
         ("omniglot-5w1s-1step", 1024),
         ("omniglot-5w1s-5steps", 1024),
         ("mini-imagenet-5w1s-5steps", 32),
-        ("resnet12-5w1s-1step", 32),
+        ("resnet12-5w1s-1step", 16),
         ("transformer-5w5s-5steps", 256),
         ("sinusoid-1step", 4096),
     )

@@ -71,10 +71,11 @@ class Execution(TypedDict, total=False):
         `None`, the default, for none. Exact; tasks that do not divide evenly leave devices idle.
       remat: What the inner loop keeps for its derivative, and what it computes again.
         `"gradients"`, the default: parameters and optimizer state before each inner step, and those inner
-        gradients that the optimizer's derivative needs; of two to five steps that hold 256 KB or less together,
-        whatever saves time. `"steps"`: not the gradients. `"recursive"`, by binomial
-        checkpointing: parameters and state before few steps, 14 of 100 and 18 of 1,000, and up to `ceil(log10 K)`
-        computations of each of `K` steps before its derivative; no forward-mode derivative goes through it.
+        gradients that the optimizer's derivative needs; of two to five small steps (256 KB together on a CPU,
+        elsewhere 256 MB a task, and 20 products each) whatever saves time. `"steps"`: not the gradients.
+        `"recursive"`, by binomial checkpointing: parameters and state before few steps, 14 of 100 and 18 of 1,000,
+        and up to `ceil(log10 K)` computations of each of `K` steps before its derivative; no forward-mode
+        derivative goes through it.
         `"none"`: all that JAX would keep; what `"gradients"` means for one step.
       matmul_precision: Of the products in `loss_fn`, as `jax.default_matmul_precision` takes it:
         `"bfloat16"`, `"tensorfloat32"`, `"float32"`, `"BF16_BF16_F32"` ...; `None`, the default, for the

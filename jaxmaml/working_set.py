@@ -1,4 +1,4 @@
-"""What a computation holds in memory at once, counted on its program, and how many tasks fit."""
+"""What a computation holds in memory at once and multiplies, counted on its program, and how many tasks fit."""
 
 from collections.abc import Callable
 
@@ -62,6 +62,15 @@ def peak_bytes(jaxpr) -> int:
             if var in made and last_use[var] == index:
                 alive -= _num_bytes(var.aval)
     return peak
+
+
+def num_products(jaxpr) -> int:
+    """Matrix products and convolutions in `jaxpr`, those of a loop counted once."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        whole = eqn.primitive.name in ("dot_general", "conv_general_dilated") or implementation(eqn) is not None
+        total += 1 if whole else sum(map(num_products, jex_core.jaxprs_in_params(eqn.params)))
+    return total
 
 
 def _jaxprs_inside(eqn):

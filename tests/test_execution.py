@@ -14,7 +14,7 @@ import optax
 import pytest
 
 import jaxmaml
-from jaxmaml import task_axis, working_set
+from jaxmaml import remat, task_axis, working_set
 from jaxmaml.binomial import schedule
 from jaxmaml.remat import remat_scan
 from tests import problems
@@ -197,6 +197,23 @@ def test_a_few_small_steps_are_not_looped_over(quick_compiles, num_inner_steps, 
     state, tasks = learner.init(problems.mlp_params()), problems.mlp_tasks(3)
     program = jax.jit(learner.update).lower(state, tasks).compile().as_text()
     assert len(re.findall(r" while\(", program)) == loops
+
+
+@pytest.mark.parametrize(("layers", "room", "written_out"), [(5, 1 << 28, True), (5, 1, False), (8, 1 << 28, False)])
+def test_a_few_large_steps_are_written_out_where_there_is_room(monkeypatch, layers, room, written_out):
+    """But not those of many products, which a GPU would take minutes to compile."""
+    monkeypatch.setattr(remat, "_CPU_BYTES", room)
+
+    def loss_fn(params, batch):
+        out = batch
+        for weights in params:
+            out = jnp.tanh(out @ weights)
+        return jnp.mean(out**2)
+
+    learner = problems.maml(loss_fn, num_inner_steps=4)
+    tasks = jaxmaml.Task(jnp.ones((1, 3, 9)), jnp.ones((1, 3, 9)))
+    program = jax.make_jaxpr(learner.update)(learner.init([jnp.eye(9)] * layers), tasks)
+    assert ("unroll=4" in str(program)) == written_out
 
 
 def test_task_mesh_makes_a_device_of_each_core():
