@@ -104,7 +104,7 @@ def _jaxmaml(case: Case, make_mesh: Callable[[], Any], options: dict[str, Any], 
 
     params, tasks = jax.tree.map(jnp.asarray, case.problem())
     step = learner(optax.sgd(1.0))
-    state = step.init(params)
+    state, tasks = _placed(step.init(params), tasks, mesh)
 
     def gradient(state, tasks):
         new, info = step.update(state, tasks)
@@ -129,6 +129,15 @@ def _jaxmaml(case: Case, make_mesh: Callable[[], Any], options: dict[str, Any], 
     return Contender(
         train, count, result, functools.partial(programs.costs, compiled, time.perf_counter() - start, rounding)
     )
+
+
+def _placed(state: Any, tasks: Any, mesh: Any) -> tuple[Any, Any]:
+    """Where a mesh computes with them, as in `fit`: on one device, they would be sent around at each call."""
+    if mesh is None:
+        return state, tasks
+    even = jax.tree.leaves(tasks)[0].shape[0] % mesh.size == 0
+    split, whole = (jax.NamedSharding(mesh, jax.P(*axes)) for axes in (mesh.axis_names if even else (), ()))
+    return jax.device_put(state, whole), jax.device_put(tasks, split)
 
 
 def _plain_jax(case: Case) -> Contender:

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from flax import linen
 
 from jaxmaml import checks
-from jaxmaml.nn.streaming import group_size, map_groups
-from jaxmaml.working_set import peak_bytes
+from jaxmaml.nn.normalisation import moments, normalised_layer, normalised_linear, scaled
 
 
 def batch_norm(
@@ -46,29 +45,8 @@ def batch_norm(
     """
     if num_support is not None and not 0 < num_support <= x.shape[0]:
         raise ValueError(f"`num_support` must be from 1 to the {x.shape[0]} examples, got {num_support}.")
-    _, variance, centred = _moments(x, num_support)
-    return _scaled(centred, variance, scale, bias, epsilon)
-
-
-def _moments(x: jax.Array, num_support: int | None) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Mean and variance `[C]` over all axes but the last, of the first `num_support` examples; and `x - mean`."""
-    axes = tuple(range(x.ndim - 1))
-    counted = slice(num_support) if num_support else ...
-    mean = jnp.mean(x[counted], axes)
-    centred = x - jnp.expand_dims(mean, axes)
-    return mean, jnp.mean(jnp.square(centred[counted]), axes), centred
-
-
-def _scaled(centred, variance, scale, bias, epsilon) -> jax.Array:
-    for name, value in (("scale", scale), ("bias", bias)):
-        if value is not None and value.shape != centred.shape[-1:]:
-            raise ValueError(f"`{name}` must have the shape of the channels {centred.shape[-1:]}, got {value.shape}.")
-    axes = tuple(range(centred.ndim - 1))
-    gain = jax.lax.rsqrt(variance + epsilon)
-    if scale is not None:
-        gain = gain * scale
-    normalised = centred * jnp.expand_dims(gain, axes)
-    return normalised if bias is None else normalised + jnp.expand_dims(bias, axes)
+    _, variance, centred = moments(x, num_support)
+    return scaled(centred, variance, scale, bias, epsilon)
 
 
 def inductive(apply: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -101,8 +79,9 @@ class BatchNorm(linen.Module):
     The original MAML code shifts but does not scale. Called as `BatchNorm()(x, layer, pool)` it gives
     `pool(batch_norm(layer(x)))`, without a scale without ever holding all of `layer(x)` on a CPU: see
     `normalised_layer`. `num_support` is that of `batch_norm`. With `defer=True` it gives `(y, normalise)` instead,
-    where `normalise(y)` is the same: for the next layer, which then normalises its own groups of examples. `unshifted`
-    may give what `layer` does up to a constant for each channel, such as its bias, which the batch's mean cancels.
+    where `normalise(y)` is the same: for the next layer, which then normalises its own groups of examples. Of a layer
+    that is linear in a `kernel` `[..., C]`, `unshifted(kernel, x)` may give its outputs up to a constant for each
+    channel, such as its bias, which the batch's mean cancels: see `normalised_linear`.
 
     Statistics of other batches, such as running averages, are a variable collection `"batch_stats"`, as elsewhere in
     flax: where it is given, examples are normalised by it; where it is mutable, the batch's own are written to it.
@@ -134,7 +113,8 @@ class BatchNorm(linen.Module):
         pool: Callable[[jax.Array], jax.Array] | None = None,
         num_support: int | None = None,
         defer: bool = False,
-        unshifted: Callable[[jax.Array], jax.Array] | None = None,
+        unshifted: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+        kernel: jax.Array | None = None,
     ) -> Any:
         normed = x if layer is None else jax.eval_shape(layer, x)
         channels = normed.shape[-1:]
@@ -145,7 +125,10 @@ class BatchNorm(linen.Module):
         reads = self.has_variable("batch_stats", "mean") and not writes
         # Pooling commutes with positive scales only.
         if layer is not None and scale is None and num_support is None and not writes and not reads:
-            pooled, normalise = normalised_layer(unshifted or layer, x, bias, pool, self.epsilon)
+            if unshifted is None or kernel is None:
+                pooled, normalise = normalised_layer(layer, x, bias, pool, self.epsilon)
+            else:
+                pooled, normalise = normalised_linear(unshifted, kernel, x, bias, pool, self.epsilon)
             return (pooled, normalise) if defer else normalise(pooled)
         normalised = self._whole(x if layer is None else layer(x), scale, bias, pool, num_support, writes, reads)
         return (normalised, lambda y: y) if defer else normalised
@@ -155,40 +138,8 @@ class BatchNorm(linen.Module):
             return pool(batch_norm(y, scale, bias, self.epsilon, num_support))
         names = ("mean", "var")
         if writes:
-            for name, value in zip(names, _moments(y, num_support), strict=False):
+            for name, value in zip(names, moments(y, num_support), strict=False):
                 self.put_variable("batch_stats", name, value)
         mean, variance = (self.get_variable("batch_stats", name) for name in names)
         centred = y - jnp.expand_dims(mean, tuple(range(y.ndim - 1)))
-        return pool(_scaled(centred, variance, scale, bias, self.epsilon))
-
-
-def normalised_layer(layer, x, bias, pool, epsilon):
-    r"""`(y, normalise)` with `normalise(y)` equal to `pool(batch_norm(layer(x), bias=bias))`.
-
-    For a `layer` of single examples and a monotone `pool`; `normalise` takes any of the examples, by the statistics of
-    all.
-
-    Examples are taken in groups: each gives its pooled outputs, the mean of `layer(x)` and the variance
-    around it, `var = mean_g var_g + var_g mean_g`. Pooling comes first, since a maximum commutes with the
-    increasing function that normalisation is, and so has less to normalise.
-    """
-
-    def group(x):
-        y = layer(x)
-        mean, variance, _ = _moments(y, None)
-        return pool(y), mean, variance
-
-    bytes_per_example = peak_bytes(jax.make_jaxpr(group)(x[:1]).jaxpr)
-    if group_size(x.shape[0], bytes_per_example) == x.shape[0]:
-        pooled, mean, variance = group(x)
-    else:
-        pooled, means, variances = map_groups(group, x, bytes_per_example)
-        pooled = pooled.reshape(x.shape[0], *pooled.shape[2:])
-        mean = jnp.mean(means, 0)
-        variance = jnp.mean(variances, 0) + jnp.mean(jnp.square(means - mean[None]), 0)
-
-    def normalise(pooled):
-        centred = pooled - jnp.expand_dims(mean, tuple(range(pooled.ndim - 1)))
-        return _scaled(centred, variance, None, bias, epsilon)
-
-    return pooled, normalise
+        return pool(scaled(centred, variance, scale, bias, self.epsilon))

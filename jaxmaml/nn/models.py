@@ -141,14 +141,13 @@ class Conv4(linen.Module):
                 conv(x)
             module, variables = conv.unbind()
             apply: Callable[..., Any] = module.apply
-            apply_unshifted: Callable[..., Any] = module.clone(use_bias=False).apply
-            kernel = {"params": {"kernel": variables["params"]["kernel"]}}
             layer = _composed(functools.partial(apply, variables), rest)
-            unshifted = _composed(functools.partial(apply_unshifted, kernel), rest)
+            unshifted = functools.partial(_unshifted, module, rest)
             pool = max_pool if self.pool else None
             if self.normalisation == "batch":
                 norm = BatchNorm(use_scale=self.use_scale)
-                x, normalise = norm(x, layer, pool, first or None, defer=True, unshifted=unshifted)
+                kernel = variables["params"]["kernel"]
+                x, normalise = norm(x, layer, pool, first or None, defer=True, unshifted=unshifted, kernel=kernel)
                 rest = _composed(linen.relu, normalise)
             else:
                 groups = 8 if self.normalisation == "group" else 1
@@ -176,6 +175,12 @@ def _identity(x: jax.Array) -> jax.Array:
 
 def _composed(outer: Callable[[jax.Array], jax.Array], inner: Callable[[jax.Array], jax.Array]):
     return lambda x: outer(inner(x))
+
+
+def _unshifted(conv: linen.Module, inner: Callable[[jax.Array], jax.Array], kernel: jax.Array, x: jax.Array):
+    """`conv` with another kernel and without its bias, of `inner(x)`."""
+    layer: Any = conv.clone(features=kernel.shape[-1], use_bias=False)
+    return layer.apply({"params": {"kernel": kernel}}, inner(x))
 
 
 def _warp(x: jax.Array, index: int) -> jax.Array:

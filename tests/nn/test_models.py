@@ -12,7 +12,7 @@ from flax import linen
 from jax import lax
 
 import jaxmaml
-from jaxmaml.nn import MLP, BatchNorm, Conv4, batch_norm, layers, max_pool, streaming
+from jaxmaml.nn import MLP, BatchNorm, Conv4, batch_norm, max_pool, normalisation, streaming
 
 
 def test_batch_norm_equals_flax():
@@ -151,8 +151,54 @@ def test_streamed_normalisation_is_batch_norm(x64, quick_compiles, monkeypatch):
 
 
 def in_groups_of(size, monkeypatch):
-    for module in (streaming, layers):
+    for module in (streaming, normalisation):
         monkeypatch.setattr(module, "group_size", lambda num_examples, bytes_per_example: min(size, num_examples))
+
+
+@pytest.mark.parametrize("size", [1, 2, 6])
+def test_a_folded_layer_is_normalised(x64, quick_compiles, monkeypatch, size):
+    """Statistics of the outputs from those of the inputs: values, first and second derivatives in kernel and input."""
+    in_groups_of(size, monkeypatch)
+    rng = np.random.default_rng(8)
+    x, kernel, bias = (jnp.asarray(3 + rng.normal(size=shape)) for shape in ((6, 4, 4, 2), (2, 5), 5))
+    layer = lambda kernel, x: jnp.sin(x) @ kernel  # noqa: E731
+
+    def folded(kernel, x):
+        y, normalise = normalisation.normalised_linear(layer, kernel, x, bias, max_pool, 1e-3)
+        return normalise(y)
+
+    def plain(kernel, x):
+        return max_pool(batch_norm(layer(kernel, x), None, bias))
+
+    def all_of(function):
+        slope = jax.grad(lambda args: jnp.sum(jnp.sin(function(*args))))
+        at = (kernel, x)
+        return jax.jit(lambda at: (function(*at), *jax.jvp(slope, (at,), (jax.tree.map(jnp.cos, at),))))(at)
+
+    for a, b in zip(*(jax.tree.leaves(all_of(f)) for f in (folded, plain)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "dtype", "platform", "folds"),
+    [
+        (2, jnp.float32, "cpu", True),
+        (4, jnp.float32, "cpu", False),
+        (2, jnp.bfloat16, "cpu", False),  # The means of inputs and outputs would not cancel.
+        (2, jnp.float32, "gpu", False),  # Nor in TF32.
+    ],
+)
+def test_which_layers_are_folded(monkeypatch, inputs, dtype, platform, folds):
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    x, kernel = jnp.ones((3, inputs), dtype), jnp.ones((inputs, 5), dtype)
+    layer = lambda kernel, x: x @ kernel  # noqa: E731
+
+    def normalised(kernel, x):
+        y, normalise = normalisation.normalised_linear(layer, kernel, x, jnp.zeros(5, dtype), lambda y: y, 1e-3)
+        return normalise(y)
+
+    passes = [eqn for eqn in jax.make_jaxpr(normalised)(kernel, x).eqns if eqn.primitive.name == "reduce_sum"]
+    assert any(eqn.invars[0].aval.shape == (3, 5) for eqn in passes) != folds
 
 
 @pytest.mark.parametrize("options", [{}, {"num_context": 3}], ids=["plain", "film"])
@@ -222,8 +268,8 @@ def test_whose_statistics(quick_compiles):
     model, params = conv4()
     assert alone(model, params) > 0.01
     assert alone(model, params, support=IMAGES[2:4]) < 1e-5
-    for normalisation in ("layer", "group"):
-        assert alone(*conv4(normalisation=normalisation)) < 1e-5
+    for kind in ("layer", "group"):
+        assert alone(*conv4(normalisation=kind)) < 1e-5
     own, averages = jax.jit(lambda p, x: model.apply(p, x, mutable=["batch_stats"]))(params, IMAGES)
     np.testing.assert_allclose(own, predictions(model, params, IMAGES), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(predictions(model, {**params, **averages}, IMAGES), own, rtol=1e-4, atol=1e-5)
