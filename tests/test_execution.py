@@ -127,6 +127,15 @@ def test_a_mesh_changes_nothing(x64, quick_compiles, num_tasks, chunk_size):
     np.testing.assert_allclose(ours, plainly(num_tasks=num_tasks), rtol=1e-12, atol=1e-14)
 
 
+def test_slopes_of_kernels_are_summed_over_chunks(x64, quick_compiles):
+    loss_fn, params, tasks = problems.conv_problem(jnp.float64, num_tasks=4)
+    ours, expected = (
+        problems.meta_gradient(problems.maml(loss_fn, **options), params, tasks)
+        for options in ({"chunk_size": 1, "mesh": jaxmaml.task_mesh()}, {"chunk_size": None})
+    )
+    np.testing.assert_allclose(ours, expected, rtol=1e-11, atol=1e-13)
+
+
 @pytest.mark.parametrize("chunk_size", [2, 4, 7])
 def test_chunks_need_not_divide_the_tasks(x64, quick_compiles, chunk_size):
     learner = problems.maml(problems.mlp_loss, chunk_size=chunk_size)
