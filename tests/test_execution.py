@@ -211,7 +211,8 @@ def test_a_few_small_steps_are_not_looped_over(quick_compiles, num_inner_steps, 
 @pytest.mark.parametrize(("layers", "room", "written_out"), [(5, 1 << 28, True), (5, 1, False), (8, 1 << 28, False)])
 def test_a_few_large_steps_are_written_out_where_there_is_room(monkeypatch, layers, room, written_out):
     """But not those of many products, which a GPU would take minutes to compile."""
-    monkeypatch.setattr(remat, "_CPU_BYTES", room)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(remat, "_DEVICE_BYTES", room)
 
     def loss_fn(params, batch):
         out = batch

@@ -24,6 +24,7 @@ def moments(x: jax.Array, num_support: int | None) -> tuple[jax.Array, jax.Array
 
 
 def scaled(centred, variance, scale, bias, epsilon) -> jax.Array:
+    """`centred / sqrt(variance + epsilon) * scale + bias`; `None` for a scale of 1 or a bias of 0."""
     for name, value in (("scale", scale), ("bias", bias)):
         if value is not None and value.shape != centred.shape[-1:]:
             raise ValueError(f"`{name}` must have the shape of the channels {centred.shape[-1:]}, got {value.shape}.")
