@@ -298,6 +298,18 @@ def test_the_working_set_is_what_xla_reserves():
     assert 0.5 < counted / reserved < 2
 
 
+@pytest.mark.parametrize(("platform", "steps"), [("cpu", 1), ("gpu", 4)])
+def test_steps_written_out_count(monkeypatch, platform, steps):
+    """On a GPU, where they may be large, and XLA keeps of each what a loop would compute again."""
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+
+    def loop(unroll):
+        return lambda x: jax.lax.scan(lambda x, _: (jnp.sin(jnp.outer(x, x)).sum(0), None), x, length=4, unroll=unroll)
+
+    looped, written_out = (working_set.peak_bytes(jax.make_jaxpr(loop(n))(jnp.ones(100)).jaxpr) for n in (1, 4))
+    assert written_out == pytest.approx(steps * looped, rel=0.02)
+
+
 def test_windows_yet_to_be_gathered_count():
     """An operation that is implemented last holds what its implementation will."""
     image = jnp.zeros((8, 16, 16, 4))

@@ -80,8 +80,9 @@ class BatchNorm(linen.Module):
     `pool(batch_norm(layer(x)))`, without a scale without ever holding all of `layer(x)` on a CPU: see
     `normalised_layer`. `num_support` is that of `batch_norm`. With `defer=True` it gives `(y, normalise)` instead,
     where `normalise(y)` is the same: for the next layer, which then normalises its own groups of examples. Of a layer
-    that is linear in a `kernel` `[..., C]`, `unshifted(kernel, x)` may give its outputs up to a constant for each
-    channel, such as its bias, which the batch's mean cancels: see `normalised_linear`.
+    that is linear in a kernel `[..., C]`, with the same inputs for every channel, `linear=(unshifted, kernel)` may tell
+    how `unshifted(kernel, x)` gives its outputs up to a constant for each channel, such as its bias, which the batch's
+    mean cancels: see `normalised_linear`.
 
     Statistics of other batches, such as running averages, are a variable collection `"batch_stats"`, as elsewhere in
     flax: where it is given, examples are normalised by it; where it is mutable, the batch's own are written to it.
@@ -113,8 +114,7 @@ class BatchNorm(linen.Module):
         pool: Callable[[jax.Array], jax.Array] | None = None,
         num_support: int | None = None,
         defer: bool = False,
-        unshifted: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
-        kernel: jax.Array | None = None,
+        linear: tuple[Callable[[jax.Array, jax.Array], jax.Array], jax.Array] | None = None,
     ) -> Any:
         normed = x if layer is None else jax.eval_shape(layer, x)
         channels = normed.shape[-1:]
@@ -125,10 +125,10 @@ class BatchNorm(linen.Module):
         reads = self.has_variable("batch_stats", "mean") and not writes
         # Pooling commutes with positive scales only.
         if layer is not None and scale is None and num_support is None and not writes and not reads:
-            if unshifted is None or kernel is None:
+            if linear is None:
                 pooled, normalise = normalised_layer(layer, x, bias, pool, self.epsilon)
             else:
-                pooled, normalise = normalised_linear(unshifted, kernel, x, bias, pool, self.epsilon)
+                pooled, normalise = normalised_linear(*linear, x, bias, pool, self.epsilon)
             return (pooled, normalise) if defer else normalise(pooled)
         normalised = self._whole(x if layer is None else layer(x), scale, bias, pool, num_support, writes, reads)
         return (normalised, lambda y: y) if defer else normalised

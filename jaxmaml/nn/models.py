@@ -142,12 +142,11 @@ class Conv4(linen.Module):
             module, variables = conv.unbind()
             apply: Callable[..., Any] = module.apply
             layer = _composed(functools.partial(apply, variables), rest)
-            unshifted = functools.partial(_unshifted, module, rest)
+            linear = functools.partial(_unshifted, module, rest), variables["params"]["kernel"]
             pool = max_pool if self.pool else None
             if self.normalisation == "batch":
                 norm = BatchNorm(use_scale=self.use_scale)
-                kernel = variables["params"]["kernel"]
-                x, normalise = norm(x, layer, pool, first or None, defer=True, unshifted=unshifted, kernel=kernel)
+                x, normalise = norm(x, layer, pool, first or None, defer=True, linear=linear)
                 rest = _composed(linen.relu, normalise)
             else:
                 groups = 8 if self.normalisation == "group" else 1
