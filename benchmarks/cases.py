@@ -42,6 +42,7 @@ class Case:
         return {
             "mlp": lambda: jaxmaml.nn.MLP(),
             "mlp-128": lambda: jaxmaml.nn.MLP((128, 128, 128, 128, 1)),
+            "mlp-128-tanh": lambda: jaxmaml.nn.MLP((128, 128, 128, 128, 1), activation=linen.tanh),
             "conv4-omniglot": lambda: (
                 PlainConv4(ways, 64, 2) if plain else ours.omniglot(ways, conv_general_dilated=conv)
             ),
@@ -82,6 +83,7 @@ class Case:
 _SHAPES = {
     "mlp": (1,),
     "mlp-128": (1,),
+    "mlp-128-tanh": (1,),
     "conv4-omniglot": (28, 28, 1),
     "conv4-mini": (84, 84, 3),
     "resnet12": (32, 32, 3),
@@ -99,6 +101,8 @@ CASES = {
     "transformer-5w5s-5steps": Case("transformer", 5, 5, 5, 16, 5, 0.01),
     "mlp-100steps": Case("mlp-128", 1, 256, 256, 4, 100, 0.01),
     "mlp-100steps-recursive": Case("mlp-128", 1, 256, 256, 4, 100, 0.01, remat="recursive"),
+    "mlp-tanh-100steps": Case("mlp-128-tanh", 1, 256, 256, 4, 100, 0.01),
+    "mlp-tanh-100steps-recursive": Case("mlp-128-tanh", 1, 256, 256, 4, 100, 0.01, remat="recursive"),
 }
 # The same with as many tasks as fill a GPU.
 CARD_CASES = {
@@ -136,3 +140,4 @@ class _Shift(linen.Module):
     @linen.compact
     def __call__(self, x):
         return self.param("bias", linen.initializers.zeros, x.shape[-1:])
+ALL_CASES = {**CASES, **CARD_CASES}

@@ -7,6 +7,7 @@ agree; then they are timed in turn, in several rounds, one at a time.
 """
 
 import dataclasses
+import os
 import pathlib
 import tempfile
 import threading
@@ -15,14 +16,11 @@ import jax
 import numpy as np
 import tyro
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks import flops, reporting
-from benchmarks.cases import CARD_CASES, CASES
+from benchmarks import flops, reporting, tables
+from benchmarks.cases import ALL_CASES, CASES
 from benchmarks.contenders import NAMES
 from benchmarks.workers import Worker, prepare
-
-ALL_CASES = {**CASES, **CARD_CASES}
 
 # Of the largest entry of the gradient, in float32, where a rounding can turn a ReLU or a maximum over five inner steps
 # of 84 x 84 images. tests/test_rivals.py asks for 1e-9 in float64.
@@ -58,6 +56,9 @@ class Config:
 
 
 def main(config: Config) -> None:
+    # The contenders share a GPU, and with this process, which measures its ceilings: JAX would take most of its memory
+    # for the first of them.
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     console, errors = Console(width=160), []
     result = {
         "command": reporting.command_line("benchmarks.meta_step"),
@@ -88,7 +89,7 @@ def main(config: Config) -> None:
                     continue
                 for left_out, why in measured["left_out"].items():
                     console.print(f"  {left_out} left out: {why}")
-                console.print(table(name, measured, result["product_flops_per_second"]))
+                console.print(tables.contenders(name, measured, result["product_flops_per_second"]))
                 reporting.write_json(config.output_dir / f"{config.name}.json", result)
     if errors:
         raise SystemExit("\n".join(errors))
@@ -139,69 +140,6 @@ def compare(results: dict[str, dict]) -> dict[str, float]:
             f"{worst} computes another gradient: it deviates by {deviations[worst]:.1e}. Nothing was timed."
         )
     return deviations
-
-
-def markdown(result: dict) -> str:
-    """A result as a Markdown table: jaxmaml's own figures, and how many times as long the others take."""
-    others = [name for name in result["config"]["contenders"] if not name.startswith("jaxmaml")]
-    others = [name for name in others if any(name in measured["rows"] for measured in result["cases"].values())]
-    copies = any("bytes_moved" in row for case in result["cases"].values() for row in case["rows"].values())
-    batched = list(result["product_flops_per_second"].values())[-1]
-    columns = ["ms", "of product rate", *(["of copy rate"] if copies else []), "MB", "compile s", *others]
-    lines = ["| outer step | " + " | ".join(columns) + " |", "| --- |" + " --: |" * len(columns)]
-    for case in sorted(result["cases"], key=list(ALL_CASES).index):
-        measured = result["cases"][case]
-        rows = measured["rows"]
-        if not any(name.startswith("jaxmaml") for name in rows):
-            continue  # It was not prepared in time.
-        best = _fastest(rows)
-        ours = rows[best]
-        seconds = ours["median_ms"] / 1e3
-        cells = [
-            reporting.short(ours["median_ms"]),
-            f"{100 * measured['flops'] / seconds / batched:.0f}%",
-        ]
-        if copies:
-            moved = ours.get("bytes_moved")
-            cells.append(f"{100 * moved / seconds / result['copy_bytes_per_second']:.0f}%" if moved else "-")
-        cells += [reporting.short(ours["memory_bytes"] / 1e6), f"{ours['compile_seconds']:.1f}"]
-        cells += [_times(rows[n]["median_ms"] / ours["median_ms"]) if n in rows else "-" for n in others]
-        mark = {"jaxmaml_mesh": " (mesh)", "jaxmaml_one_thread": " (one thread)"}.get(best, "")
-        lines.append(f"| {case}{mark} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _times(ratio: float) -> str:
-    return f"{ratio:.3g}x" if ratio < 1000 else f"{ratio:.0f}x"
-
-
-def table(case: str, measured: dict, rates: dict[str, float]) -> Table:
-    batched = list(rates.values())[-1]
-    view = Table(title=case)
-    for column in ("", "median ms", "quartiles", "times", "compile s", "memory MB", "GFLOP/s", "of batched", "GB/s"):
-        view.add_column(column, justify="right" if column else "left")
-    rows = measured["rows"]
-    best = rows[_fastest(rows)]["median_ms"] if rows else None
-    for name, row in rows.items():
-        rate = measured["flops"] / row["median_ms"] * 1e3
-        view.add_row(
-            name,
-            f"{row['median_ms']:.4g}",
-            "{:.4g} - {:.4g}".format(*row["quartiles_ms"]),
-            f"{row['median_ms'] / best:.2f}",
-            f"{row['compile_seconds']:.1f}",
-            f"{row['memory_bytes'] / 1e6:.4g}",
-            f"{rate / 1e9:.1f}",
-            f"{100 * rate / batched:.0f}%",
-            f"{row['bytes_moved'] / row['median_ms'] / 1e6:.0f}" if "bytes_moved" in row else "-",
-        )
-    return view
-
-
-def _fastest(rows: dict[str, dict]) -> str:
-    """Of jaxmaml's own, or of all where it is not among them."""
-    ours = [name for name in rows if name.startswith("jaxmaml")]
-    return min(ours or rows, key=lambda name: rows[name]["median_ms"])
 
 
 if __name__ == "__main__":

@@ -19,10 +19,8 @@ class Worker:
 
     def __init__(self, case: str, name: str, path: pathlib.Path):
         command = [sys.executable, "-W", "ignore", "-m", "benchmarks.worker", case, name, str(path)]
-        # Contenders share a GPU: JAX would take most of its memory for the first, and needs none beside PyTorch.
-        environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-        if name in RIVALS:
-            environment["JAX_PLATFORMS"] = "cpu"
+        # Contenders share a GPU, of which JAX needs nothing beside PyTorch.
+        environment = {**os.environ, **({"JAX_PLATFORMS": "cpu"} if name in RIVALS else {})}
         self.path, self.prepared = path, False
         self.errors = path.with_suffix(".txt")
         with self.errors.open("w") as errors:

@@ -12,7 +12,7 @@ import pytest
 from nbclient import NotebookClient
 
 import jaxmaml
-from benchmarks import memory, meta_step, precision, report, reporting
+from benchmarks import memory, precision, report, reporting, tables
 from tests.conftest import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()

@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 
 import jaxmaml
-from benchmarks import cases, convolutions, flops, meta_step, reporting, traffic
+from benchmarks import cases, convolutions, flops, meta_step, reporting, tables, traffic
 from benchmarks.workers import prepare
 
 
@@ -84,7 +84,7 @@ def test_a_table_has_what_jaxmaml_was_prepared_for():
     row = {"median_ms": 2.0, "memory_bytes": 1e6, "compile_seconds": 3.0}
     done = {"flops": 1e9, "rows": {"jaxmaml": row, "plain_jax": {**row, "median_ms": 2500.0}}}
     late = {"flops": 1e9, "rows": {"plain_jax": row}}
-    table = meta_step.markdown(
+    table = tables.markdown(
         {
             "config": {"contenders": ["jaxmaml", "plain_jax"]},
             "product_flops_per_second": {"large": 2e12, "batched": 1e12},
@@ -92,6 +92,20 @@ def test_a_table_has_what_jaxmaml_was_prepared_for():
         }
     )
     assert table.splitlines()[2:] == ["| omniglot-5w1s-1step | 2 | 50% | 1 | 3.0 | 1250x |"]
+
+
+def test_a_table_of_several_runs_compares_within_each():
+    def run(**milliseconds):
+        rows = {n: {"median_ms": ms, "memory_bytes": 1e6, "compile_seconds": 3.0} for n, ms in milliseconds.items()}
+        return {
+            "config": {"contenders": list(rows)},
+            "product_flops_per_second": {"batched": 1e12},
+            "cases": {"omniglot-5w1s-1step": {"flops": 1e9, "rows": rows}},
+        }
+
+    runs = run(jaxmaml=2.0, plain_jax=8.0, torch_func=6.0), run(torch_func=90.0), run(torch_func=2.0, jaxmaml=1.0)
+    assert tables.markdown(*runs).splitlines()[0].endswith("| plain_jax | torch_func |")
+    assert tables.markdown(*runs).splitlines()[2:] == ["| omniglot-5w1s-1step | 1 | 100% | 1 | 3.0 | 4x | 2x |"]
 
 
 def test_contenders_are_measured_in_turn(tmp_path):

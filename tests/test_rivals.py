@@ -25,6 +25,7 @@ PACKAGES = {
 # Sides that are odd at some depth, so that `SAME` pads some layers evenly and others not.
 MODELS = {
     "mlp": (jaxmaml.nn.MLP(), (1,)),
+    "mlp-128-tanh": (jaxmaml.nn.MLP(activation=jnp.tanh), (1,)),
     "conv4-omniglot": (jaxmaml.nn.Conv4.omniglot(NUM_WAYS, features=5), (28, 25, 1)),
     "conv4-mini": (jaxmaml.nn.Conv4.mini_imagenet(NUM_WAYS, features=5), (34, 36, 3)),
     "resnet12": (ResNet12(NUM_WAYS, widths=(3, 4, 5, 6)), (16, 18, 3)),
@@ -48,7 +49,7 @@ def make_problem(name):
     def batch():
         labels = np.tile(np.arange(NUM_WAYS), (NUM_TASKS, 2))
         size = (*labels.shape, *shape)
-        if name == "mlp":
+        if name.startswith("mlp"):
             return rng.normal(size=size), rng.normal(size=size)
         return (rng.integers(7, size=size) if name == "transformer" else rng.normal(size=size)), labels
 
@@ -62,12 +63,12 @@ def make_problem(name):
 def jax_value_and_grad(name, num_inner_steps):
     """The definition, in plain JAX; compiled once for all rivals."""
     model, params, tasks = make_problem(name)
-    make_loss = jaxmaml.mean_squared_error if name == "mlp" else jaxmaml.cross_entropy
+    make_loss = jaxmaml.mean_squared_error if name.startswith("mlp") else jaxmaml.cross_entropy
     loss_fn = make_loss(model.apply)
 
     def loss(params, batch):
         value = loss_fn(params, batch)
-        return value if name == "mlp" else value[0]
+        return value if name.startswith("mlp") else value[0]
 
     def query_loss(params, task):
         for _ in range(num_inner_steps):

@@ -4,7 +4,9 @@ Names are flax's, joined by "/" (which, unlike ".", a module's attribute may con
 torch's own layout, OIHW or [out, in], and images NCHW, so that nothing is transposed while the clock runs.
 """
 
+import functools
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -60,10 +62,10 @@ def apply(model: str, params: Params, x: torch.Tensor) -> torch.Tensor:
     return MODELS[model](params, x)
 
 
-def mlp(params: Params, x: torch.Tensor) -> torch.Tensor:
+def mlp(params: Params, x: torch.Tensor, activation: Callable = F.relu) -> torch.Tensor:
     depth = len(params) // 2
     for layer in range(depth - 1):
-        x = F.relu(dense(params, f"Dense_{layer}", x))
+        x = activation(dense(params, f"Dense_{layer}", x))
     return dense(params, f"Dense_{depth - 1}", x)
 
 
@@ -110,6 +112,7 @@ def transformer(params: Params, tokens: torch.Tensor, heads: int = 4) -> torch.T
 MODELS = {
     "mlp": mlp,
     "mlp-128": mlp,
+    "mlp-128-tanh": functools.partial(mlp, activation=torch.tanh),
     "conv4-omniglot": conv4_omniglot,
     "conv4-mini": conv4_mini,
     "resnet12": resnet12,

@@ -24,6 +24,7 @@ class MLP(linen.Module):
       features: Width of each layer, the output's last.
       num_context: Size of a vector `context`, zero at first, that is appended to every input (CAVIA).
       warp: Follow each hidden layer by a linear map `warp_0`, `warp_1` ..., the identity at first (T-nets, Warp-MAML).
+      activation: Of hidden layers, elementwise; ReLU, the paper's, by default.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxmaml
@@ -39,6 +40,7 @@ class MLP(linen.Module):
     features: tuple[int, ...] = (40, 40, 1)
     num_context: int = 0
     warp: bool = False
+    activation: Callable[[jax.Array], jax.Array] = linen.relu
 
     @linen.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -48,7 +50,7 @@ class MLP(linen.Module):
             x = jnp.concatenate([x, jnp.broadcast_to(context, (*x.shape[:-1], self.num_context))], axis=-1)
         for index, width in enumerate(self.features[:-1]):
             x = linen.Dense(width, kernel_init=init)(x)
-            x = linen.relu(_warp(x, index) if self.warp else x)
+            x = self.activation(_warp(x, index) if self.warp else x)
         return linen.Dense(self.features[-1], kernel_init=init)(x)
 
 

@@ -1,0 +1,77 @@
+"""The speed benchmark's results as tables: of one case for the terminal, of one or more runs for a page."""
+
+from rich.table import Table
+
+from benchmarks import reporting
+from benchmarks.cases import ALL_CASES
+
+
+def markdown(*results: dict) -> str:
+    """Results as one Markdown table: jaxmaml's own figures, and how many times as long the others take.
+
+    A multiple is always of two times of one run: where several have a case, it is of the last that has that contender,
+    and jaxmaml's own figures are the last one's too.
+    """
+    others = dict.fromkeys(name for result in results for name in result["config"]["contenders"])
+    measured = [(result, case, rows["rows"]) for result in results for case, rows in result["cases"].items()]
+    # A contender, or jaxmaml, may not have been prepared in time.
+    measured = [of for of in measured if any(name.startswith("jaxmaml") for name in of[2])]
+    others = [n for n in others if not n.startswith("jaxmaml") and any(n in rows for *_, rows in measured)]
+    copies = any("bytes_moved" in row for *_, rows in measured for row in rows.values())
+    columns = ["ms", "of product rate", *(["of copy rate"] if copies else []), "MB", "compile s", *others]
+    lines = ["| outer step | " + " | ".join(columns) + " |", "| --- |" + " --: |" * len(columns)]
+    last = {case: (result, rows) for result, case, rows in measured}
+    for case in sorted(last, key=list(ALL_CASES).index):
+        result, rows = last[case]
+        best = _fastest(rows)
+        ours = rows[best]
+        seconds = ours["median_ms"] / 1e3
+        batched = list(result["product_flops_per_second"].values())[-1]
+        cells = [
+            reporting.short(ours["median_ms"]),
+            f"{100 * result['cases'][case]['flops'] / seconds / batched:.0f}%",
+        ]
+        if copies:
+            moved = ours.get("bytes_moved")
+            cells.append(f"{100 * moved / seconds / result['copy_bytes_per_second']:.0f}%" if moved else "-")
+        cells += [reporting.short(ours["memory_bytes"] / 1e6), f"{ours['compile_seconds']:.1f}"]
+        for name in others:
+            ratios = [r[name]["median_ms"] / r[_fastest(r)]["median_ms"] for _, c, r in measured if c == case and name in r]
+            cells.append(_times(ratios[-1]) if ratios else "-")
+        mark = {"jaxmaml_mesh": " (mesh)", "jaxmaml_one_thread": " (one thread)"}.get(best, "")
+        lines.append(f"| {case}{mark} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def contenders(case: str, measured: dict, rates: dict[str, float]) -> Table:
+    """One case of a run, contender by contender."""
+    batched = list(rates.values())[-1]
+    view = Table(title=case)
+    for column in ("", "median ms", "quartiles", "times", "compile s", "memory MB", "GFLOP/s", "of batched", "GB/s"):
+        view.add_column(column, justify="right" if column else "left")
+    rows = measured["rows"]
+    best = rows[_fastest(rows)]["median_ms"] if rows else None
+    for name, row in rows.items():
+        rate = measured["flops"] / row["median_ms"] * 1e3
+        view.add_row(
+            name,
+            f"{row['median_ms']:.4g}",
+            "{:.4g} - {:.4g}".format(*row["quartiles_ms"]),
+            f"{row['median_ms'] / best:.2f}",
+            f"{row['compile_seconds']:.1f}",
+            f"{row['memory_bytes'] / 1e6:.4g}",
+            f"{rate / 1e9:.1f}",
+            f"{100 * rate / batched:.0f}%",
+            f"{row['bytes_moved'] / row['median_ms'] / 1e6:.0f}" if "bytes_moved" in row else "-",
+        )
+    return view
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.3g}x" if ratio < 1000 else f"{ratio:.0f}x"
+
+
+def _fastest(rows: dict[str, dict]) -> str:
+    """Of jaxmaml's own, or of all where it is not among them."""
+    ours = [name for name in rows if name.startswith("jaxmaml")]
+    return min(ours or rows, key=lambda name: rows[name]["median_ms"])
