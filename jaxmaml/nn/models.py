@@ -44,6 +44,7 @@ class MLP(linen.Module):
 
     @linen.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        checks.function("activation", self.activation)
         init = linen.initializers.truncated_normal(0.01)
         if self.num_context:
             context = self.param("context", linen.initializers.zeros, (self.num_context,), x.dtype)

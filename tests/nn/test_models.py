@@ -341,6 +341,18 @@ def test_extra_parts_change_nothing_at_first(quick_compiles):
     np.testing.assert_allclose(features @ head["kernel"] + head["bias"][None], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_mlp_with_another_activation():
+    x = jnp.linspace(-1, 1, 3)[:, None]
+    model = jaxmaml.nn.MLP((5, 1), activation=jnp.tanh)
+    params = model.init(jax.random.key(0), x)
+    first, last = (params["params"][f"Dense_{layer}"] for layer in range(2))
+    hidden = jnp.tanh(x @ first["kernel"] + first["bias"][None])
+    expected = hidden @ last["kernel"] + last["bias"][None]
+    np.testing.assert_allclose(model.apply(params, x), expected, rtol=1e-6)
+    with pytest.raises(TypeError, match="`activation` must be callable, got str"):
+        jaxmaml.nn.MLP(activation="tanh").init(jax.random.key(0), x)
+
+
 def test_mlp_with_context_and_warp():
     x = jnp.ones((3, 1))
     model = jaxmaml.nn.MLP(num_context=4, warp=True)
