@@ -140,4 +140,6 @@ class _Shift(linen.Module):
     @linen.compact
     def __call__(self, x):
         return self.param("bias", linen.initializers.zeros, x.shape[-1:])
+
+
 ALL_CASES = {**CASES, **CARD_CASES}

@@ -12,17 +12,20 @@ def markdown(*results: dict) -> str:
     A multiple is always of two times of one run: where several have a case, it is of the last that has that contender,
     and jaxmaml's own figures are the last one's too.
     """
-    others = dict.fromkeys(name for result in results for name in result["config"]["contenders"])
-    measured = [(result, case, rows["rows"]) for result in results for case, rows in result["cases"].items()]
-    # A contender, or jaxmaml, may not have been prepared in time.
-    measured = [of for of in measured if any(name.startswith("jaxmaml") for name in of[2])]
-    others = [n for n in others if not n.startswith("jaxmaml") and any(n in rows for *_, rows in measured)]
-    copies = any("bytes_moved" in row for *_, rows in measured for row in rows.values())
+    last, multiples = {}, {}
+    for result in results:
+        for case, rows in ((case, measured["rows"]) for case, measured in result["cases"].items()):
+            if any(name.startswith("jaxmaml") for name in rows):  # It may not have been prepared in time.
+                last[case] = result
+                fastest = rows[_fastest(rows)]["median_ms"]
+                multiples |= {(case, name): row["median_ms"] / fastest for name, row in rows.items()}
+    named = dict.fromkeys(name for result in results for name in result["config"]["contenders"])
+    others = [n for n in named if not n.startswith("jaxmaml") and any((case, n) in multiples for case in last)]
+    copies = any("bytes_moved" in row for case in last for row in last[case]["cases"][case]["rows"].values())
     columns = ["ms", "of product rate", *(["of copy rate"] if copies else []), "MB", "compile s", *others]
     lines = ["| outer step | " + " | ".join(columns) + " |", "| --- |" + " --: |" * len(columns)]
-    last = {case: (result, rows) for result, case, rows in measured}
     for case in sorted(last, key=list(ALL_CASES).index):
-        result, rows = last[case]
+        result, rows = last[case], last[case]["cases"][case]["rows"]
         best = _fastest(rows)
         ours = rows[best]
         seconds = ours["median_ms"] / 1e3
@@ -35,9 +38,7 @@ def markdown(*results: dict) -> str:
             moved = ours.get("bytes_moved")
             cells.append(f"{100 * moved / seconds / result['copy_bytes_per_second']:.0f}%" if moved else "-")
         cells += [reporting.short(ours["memory_bytes"] / 1e6), f"{ours['compile_seconds']:.1f}"]
-        for name in others:
-            ratios = [r[name]["median_ms"] / r[_fastest(r)]["median_ms"] for _, c, r in measured if c == case and name in r]
-            cells.append(_times(ratios[-1]) if ratios else "-")
+        cells += [_times(multiples[case, name]) if (case, name) in multiples else "-" for name in others]
         mark = {"jaxmaml_mesh": " (mesh)", "jaxmaml_one_thread": " (one thread)"}.get(best, "")
         lines.append(f"| {case}{mark} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

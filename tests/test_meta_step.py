@@ -1,5 +1,8 @@
 """The speed benchmark: what it counts, what it compares, what it refuses."""
 
+import json
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -171,3 +174,42 @@ def test_both_ways_of_a_convolution_are_timed():
     assert strided["chosen"] == "products"
     assert set(strided["microseconds"]) == {"products"}
     assert convolutions.table([*rows, strided]).row_count == 1
+
+
+# A committed run, its case, and how many times as long as the step each other one has to take.
+SPEED_BARS = [
+    ("meta_step", "omniglot-5w1s-1step", {"torch_func": 3, "learn2learn_loop": 6, "higher_loop": 6, "plain_jax": 60}),
+    ("meta_step", "mini-imagenet-5w1s-5steps", {"torch_func": 2, "higher_loop": 2, "learn2learn_loop": 2}),
+    ("meta_step", "sinusoid-1step", {"torch_func": 8, "learn2learn_loop": 60}),
+    ("meta_step", "sinusoid-5steps", {"torch_func": 8, "learn2learn_loop": 60}),
+    ("meta_step", "resnet12-5w1s-1step", {"plain_jax": 1, "torch_func": 1, "higher_loop": 1, "learn2learn_loop": 1}),
+    ("meta_step", "transformer-5w5s-5steps", {"plain_jax": 1, "torch_func": 1, "higher_loop": 1}),
+    ("meta_step_mlp", "mlp-tanh-100steps-recursive", {"plain_jax": 1 / 0.6}),
+]
+
+
+def committed(run, case):
+    """A case's rows in a committed run, jaxmaml's fastest under its name alone."""
+    result = json.loads((pathlib.Path(meta_step.__file__).parent / "results" / f"{run}.json").read_text())
+    rows = result["cases"][case]["rows"]
+    return {"jaxmaml": min((r for n, r in rows.items() if "jaxmaml" in n), key=lambda r: r["median_ms"])} | {
+        name: row for name, row in rows.items() if "jaxmaml" not in name
+    }
+
+
+@pytest.mark.parametrize(("run", "case", "bars"), SPEED_BARS)
+def test_committed_speeds_keep_their_bars(run, case, bars):
+    rows = committed(run, case)
+    for name, bar in bars.items():
+        assert rows[name]["median_ms"] / rows["jaxmaml"]["median_ms"] >= bar, name
+
+
+def test_committed_memory_keeps_its_bars():
+    for run, case, megabytes in (
+        ("meta_step", "omniglot-5w1s-1step", 20),
+        ("meta_step", "mini-imagenet-5w1s-5steps", 200),
+    ):
+        assert committed(run, case)["jaxmaml"]["memory_bytes"] <= megabytes * 1e6
+    for case in ("mlp-100steps-recursive", "mlp-tanh-100steps-recursive"):
+        rows = committed("meta_step_mlp", case)
+        assert rows["plain_jax"]["memory_bytes"] >= 50 * rows["jaxmaml"]["memory_bytes"]
