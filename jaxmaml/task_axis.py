@@ -44,12 +44,16 @@ def task_mesh(num_devices: int | None = None) -> Mesh:
     wanted = None if num_devices is None else checks.positive_int("num_devices", num_devices)
     cores = _num_cores()
     flags = os.environ.get("XLA_FLAGS", "")
+    chosen = getattr(jax.config, "jax_num_cpu_devices", -1)
+    number = (wanted or cores) if chosen == -1 else chosen
     try:
-        if getattr(jax.config, "jax_num_cpu_devices", None) == -1:  # The user has not chosen.
-            jax.config.update("jax_num_cpu_devices", wanted or cores)
-            if wanted and wanted < cores:
-                # XLA's pool has a thread for each core, and hands work from one to another however many devices.
-                os.environ.setdefault("PJRT_NPROC", str(wanted))
+        # Once JAX has started, it refuses another number, and what is set below would only change what processes
+        # started from here compile.
+        jax.config.update("jax_num_cpu_devices", number + 1)
+        jax.config.update("jax_num_cpu_devices", number)
+        if chosen == -1 and wanted and wanted < cores:
+            # XLA's pool has a thread for each core, and hands work from one to another however many devices.
+            os.environ.setdefault("PJRT_NPROC", str(wanted))
         if "xla_cpu_multi_thread_eigen" not in flags:
             os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
     except RuntimeError:  # JAX has started.

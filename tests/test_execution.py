@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -253,10 +254,19 @@ def test_task_mesh_makes_a_device_of_each_core():
             warnings.simplefilter("always")
             assert jaxmaml.task_mesh().size == 1
         assert CORES == 1 or "call it first" in str(caught[0].message), caught
+        assert "XLA_FLAGS" not in os.environ
     """
-    for text in (program, one, late):
+    chosen = """
+        import jax, jaxmaml
+        jax.config.update("jax_num_cpu_devices", 3)
+        jax.devices()
+        assert jaxmaml.task_mesh().size == 3
+        assert "XLA_FLAGS" not in os.environ  # Nothing for processes that this one starts.
+    """
+    for text in (program, one, late, chosen):
         code = "import os; CORES = len(os.sched_getaffinity(0))\n" + textwrap.dedent(text)
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=env)
         assert done.returncode == 0, done.stderr
 
 
