@@ -116,6 +116,7 @@ CARD_CASES = {
         ("sinusoid-1step", 4096),
     )
 }
+ALL_CASES = {**CASES, **CARD_CASES}
 
 
 class PlainConv4(linen.Module):
@@ -140,6 +141,3 @@ class _Shift(linen.Module):
     @linen.compact
     def __call__(self, x):
         return self.param("bias", linen.initializers.zeros, x.shape[-1:])
-
-
-ALL_CASES = {**CASES, **CARD_CASES}

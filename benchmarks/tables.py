@@ -17,8 +17,8 @@ def markdown(*results: dict) -> str:
         for case, rows in ((case, measured["rows"]) for case, measured in result["cases"].items()):
             if any(name.startswith("jaxmaml") for name in rows):  # It may not have been prepared in time.
                 last[case] = result
-                fastest = rows[_fastest(rows)]["median_ms"]
-                multiples |= {(case, name): row["median_ms"] / fastest for name, row in rows.items()}
+                ours = rows[fastest(rows)]["median_ms"]
+                multiples |= {(case, name): row["median_ms"] / ours for name, row in rows.items()}
     named = dict.fromkeys(name for result in results for name in result["config"]["contenders"])
     others = [n for n in named if not n.startswith("jaxmaml") and any((case, n) in multiples for case in last)]
     copies = any("bytes_moved" in row for case in last for row in last[case]["cases"][case]["rows"].values())
@@ -26,7 +26,7 @@ def markdown(*results: dict) -> str:
     lines = ["| outer step | " + " | ".join(columns) + " |", "| --- |" + " --: |" * len(columns)]
     for case in sorted(last, key=list(ALL_CASES).index):
         result, rows = last[case], last[case]["cases"][case]["rows"]
-        best = _fastest(rows)
+        best = fastest(rows)
         ours = rows[best]
         seconds = ours["median_ms"] / 1e3
         batched = list(result["product_flops_per_second"].values())[-1]
@@ -51,7 +51,7 @@ def contenders(case: str, measured: dict, rates: dict[str, float]) -> Table:
     for column in ("", "median ms", "quartiles", "times", "compile s", "memory MB", "GFLOP/s", "of batched", "GB/s"):
         view.add_column(column, justify="right" if column else "left")
     rows = measured["rows"]
-    best = rows[_fastest(rows)]["median_ms"] if rows else None
+    best = rows[fastest(rows)]["median_ms"] if rows else None
     for name, row in rows.items():
         rate = measured["flops"] / row["median_ms"] * 1e3
         view.add_row(
@@ -72,7 +72,7 @@ def _times(ratio: float) -> str:
     return f"{ratio:.3g}x" if ratio < 1000 else f"{ratio:.0f}x"
 
 
-def _fastest(rows: dict[str, dict]) -> str:
+def fastest(rows: dict[str, dict]) -> str:
     """Of jaxmaml's own, or of all where it is not among them."""
     ours = [name for name in rows if name.startswith("jaxmaml")]
     return min(ours or rows, key=lambda name: rows[name]["median_ms"])
