@@ -1,14 +1,14 @@
 """Archives, caches and optional packages of the data set readers."""
 
+import contextlib
 import hashlib
 import importlib
 import os
 import pathlib
+import uuid
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import ModuleType
-
-import numpy as np
 
 
 def require(module: str) -> ModuleType:
@@ -48,9 +48,21 @@ def not_a_zip(source, path) -> str:
         return f"What came from {source} is not a zip archive: it begins with {file.read(40)!r}."
 
 
-def save(path: pathlib.Path, images: np.ndarray) -> None:
-    """Write beside and rename, so that an interrupted run leaves no half file, nor two at once a mixed one."""
+def folder(path: str | os.PathLike) -> pathlib.Path:
+    """`path`, from the user's home where it begins with `~`."""
+    return pathlib.Path(path).expanduser()
+
+
+@contextlib.contextmanager
+def written(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields another path to write, which becomes `path` at the end.
+
+    So an interrupted run leaves no half file, nor two runs or threads at once a mixed one.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial.npy")
-    np.save(partial, images)
-    partial.replace(path)
+    partial = path.with_suffix(f".{uuid.uuid4().hex}.partial{path.suffix}")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,31 +1,25 @@
 """Image data sets in folders `split/class/image`, packed or not; mini-ImageNet among them."""
 
-import concurrent.futures
 import functools
 import hashlib
-import io
+import itertools
+import os
 import pathlib
+import warnings
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from rich import progress
 
 from jaxmaml import checks
 from jaxmaml.tasks import files
+from jaxmaml.tasks.images import SUFFIXES, Image, decode
 from jaxmaml.tasks.splits import ImageClasses, Splits
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 PARTS = {"train": ("train",), "valid": ("val", "valid", "validation"), "test": ("test",)}
-
-
-class _Image(NamedTuple):
-    """Where an image is, what changes with it, and how its bytes are read."""
-
-    name: str
-    stamp: str
-    read: Callable[[], bytes]
+# Of the way images are decoded: what another version has cached is not used.
+_FORMAT = 2
 
 
 def load(
@@ -41,7 +35,8 @@ def load(
     Args:
       data_dir: Folder of `train`, `val` (or `valid`) and `test`, or of zips that hold them (`train.zip`, or in parts
         `train-0.zip` ...); with `split`, of one folder for each class.
-      image_size: Side in pixels; images of another size are resized (Lanczos). RGB.
+      image_size: Side in pixels; images of another size are resized (Lanczos). RGB of 8 bits: 16 bits of grey are
+        scaled, what is transparent becomes white, and photographs are turned as their EXIF data says.
       images_per_class: Take the first so many of each class, in order of names; by default all, and each class of a
         part must have as many as the others.
       split: `{"train": [class, ...], "valid": [...], "test": [...]}`, such as from a JSON file.
@@ -54,20 +49,24 @@ def load(
 
     Raises:
       FileNotFoundError: If `data_dir` or one of its parts does not exist.
-      ValueError: If a part has no images, classes have too few or different numbers of them, or a file is no image.
+      ValueError: If a part has no images, classes have too few or different numbers of them, a class is in two parts or
+        twice in one, images lie deeper than the others, or a file is no image.
       ImportError: Without the extra `data`.
+    Warns:
+      UserWarning: Where files beside the images are not read, since their names do not end like those of images.
 
     Example:
       splits = jaxmaml.tasks.image_folders.load("path/to/cub", image_size=84, images_per_class=40)
     """
-    data_dir = pathlib.Path(data_dir)
+    data_dir = files.folder(data_dir)
     checks.positive_int("image_size", image_size)
     if images_per_class is not None:
         checks.positive_int("images_per_class", images_per_class)
     if not data_dir.is_dir():
         raise FileNotFoundError(f"`data_dir` {data_dir} is not a folder.")
-    cache_dir = pathlib.Path(cache_dir) if cache_dir else files.default_cache()
+    cache_dir = files.folder(cache_dir) if cache_dir else files.default_cache()
     parts = _parts_by_split(data_dir, split) if split is not None else {part: _part(data_dir, part) for part in PARTS}
+    _check_disjoint(parts)
     return Splits(
         **{
             part: _decoded(f"{data_dir}/{part}", classes, image_size, images_per_class, cache_dir)
@@ -101,7 +100,7 @@ def mini_imagenet(data_dir: str | pathlib.Path, *, cache_dir: str | pathlib.Path
     return splits
 
 
-def _part(data_dir: pathlib.Path, part: str) -> dict[str, list[_Image]]:
+def _part(data_dir: pathlib.Path, part: str) -> dict[str, list[Image]]:
     """The classes of a part, from its folder or from its zips."""
     for name in PARTS[part]:
         if (data_dir / name).is_dir():
@@ -113,44 +112,91 @@ def _part(data_dir: pathlib.Path, part: str) -> dict[str, list[_Image]]:
     raise FileNotFoundError(f"{data_dir} has no part {part!r}: neither {wanted}.")
 
 
-def _parts_by_split(data_dir: pathlib.Path, split: Mapping[str, Sequence[str]]) -> dict[str, dict[str, list[_Image]]]:
+def _check_disjoint(parts: Mapping[str, Iterable[str]]) -> None:
+    """Raise where a class is in two parts: meta-testing on classes of meta-training would tell nothing."""
+    for (one, classes), (other, others) in itertools.combinations(parts.items(), 2):
+        shared = sorted({*classes} & {*others})
+        if shared:
+            raise ValueError(
+                f"Each class must be in one part, but {len(shared)} are in {one} and in {other}: "
+                f"{', '.join(shared[:5])} ... Pass `split` to choose."
+            )
+
+
+def _parts_by_split(data_dir: pathlib.Path, split: Mapping[str, Sequence[str]]) -> dict[str, dict[str, list[Image]]]:
     if set(split) != set(PARTS):
         raise ValueError(f"`split` must have the keys {', '.join(PARTS)}; got {', '.join(map(str, split))}.")
     classes = _in_folders(data_dir)
-    missing = [name for names in split.values() for name in names if name not in classes]
-    if missing:
-        raise ValueError(f"`split` names classes that {data_dir} does not have: {', '.join(missing[:5])} ...")
+    for part, names in split.items():
+        missing = [name for name in names if name not in classes]
+        if missing:
+            raise ValueError(f"`split` names classes that {data_dir} does not have: {', '.join(missing[:5])} ...")
+        twice = sorted({name for name in names if list(names).count(name) > 1})
+        if twice:
+            raise ValueError(f"`split` names a class twice in {part!r}: {', '.join(twice[:5])} ...")
     return {part: {name: classes[name] for name in names} for part, names in split.items()}
 
 
-def _in_folders(folder: pathlib.Path) -> dict[str, list[_Image]]:
-    found: dict[str, list[_Image]] = {}
-    for path in sorted(folder.glob("*/*")):
-        if path.suffix.lower() in SUFFIXES:
-            stat = path.stat()
-            image = _Image(str(path), f"{path} {stat.st_size} {stat.st_mtime_ns}", path.read_bytes)
-            found.setdefault(path.parent.name, []).append(image)
-    return found
+def _in_folders(folder: pathlib.Path) -> dict[str, list[Image]]:
+    paths = sorted(pathlib.Path(top, name) for top, _, names in os.walk(folder, followlinks=True) for name in names)
+    images = []
+    for path in _images(folder, [(path.relative_to(folder), path) for path in paths]):
+        stat = path.stat()
+        images.append((path.parent, Image(str(path), f"{path} {stat.st_size} {stat.st_mtime_ns}", path.read_bytes)))
+    return _by_class(folder, images)
 
 
-def _in_archives(archives: list[pathlib.Path]) -> dict[str, list[_Image]]:
-    found: dict[str, list[_Image]] = {}
+def _in_archives(archives: list[pathlib.Path]) -> dict[str, list[Image]]:
+    images, members = [], []
     for archive in archives:
         if not zipfile.is_zipfile(archive):
             raise ValueError(files.not_a_zip(archive, archive))
         opened = zipfile.ZipFile(archive)  # Stays open for its readers; zipfile locks itself among threads.
         for info in opened.infolist():
-            path = pathlib.PurePosixPath(info.filename)
-            if path.suffix.lower() in SUFFIXES and "__MACOSX" not in path.parts:
-                read = functools.partial(opened.read, info)
-                image = _Image(f"{archive}/{path}", f"{info.filename} {info.CRC}", read)
-                found.setdefault(path.parent.name, []).append(image)
+            if not info.is_dir():
+                members.append((pathlib.PurePosixPath(info.filename), (archive, opened, info)))
+    for archive, opened, info in _images(archives[0].parent, members):
+        path, read = pathlib.PurePosixPath(info.filename), functools.partial(opened.read, info)
+        images.append((path.parent, Image(f"{archive}/{path}", f"{info.filename} {info.CRC}", read)))
+    return _by_class(archives[0].parent, images)
+
+
+def _images(where: pathlib.Path, found: list[tuple[pathlib.PurePath, Any]]) -> list[Any]:
+    """Those of the files that are images; all of them must lie in folders of the same depth.
+
+    Hidden files and what macOS adds to zips are passed over.
+    """
+    seen = [(path, file) for path, file in found if not any(part.startswith((".", "__MACOSX")) for part in path.parts)]
+    images = [(path, file) for path, file in seen if path.suffix.lower() in SUFFIXES]
+    others = [path for path, _ in seen if path.suffix.lower() not in SUFFIXES and len(path.parts) > 1]
+    if others and images:
+        warnings.warn(
+            f"{len(others)} files in {where} are not read, such as {others[0]}: images end in {', '.join(SUFFIXES)}.",
+            stacklevel=6,
+        )
+    by_depth = {len(path.parts): path for path, _ in images}
+    if 1 in by_depth or len(by_depth) > 1:
+        raise ValueError(
+            f"The images in {where} must lie in folders of the same depth, one for each class; got "
+            f"{' and '.join(str(path) for path in by_depth.values())}."
+        )
+    return [file for _, file in images]
+
+
+def _by_class(where: pathlib.Path, images: list[tuple[pathlib.PurePath, Image]]) -> dict[str, list[Image]]:
+    """Images by the names of the folders that they lie in."""
+    folders: dict[str, pathlib.PurePath] = {}
+    found: dict[str, list[Image]] = {}
+    for folder, image in images:
+        if folders.setdefault(folder.name, folder) != folder:
+            raise ValueError(f"Two folders in {where} are of class {folder.name}: {folders[folder.name]} and {folder}.")
+        found.setdefault(folder.name, []).append(image)
     return found
 
 
 def _decoded(
     where: str,
-    classes: dict[str, list[_Image]],
+    classes: dict[str, list[Image]],
     image_size: int,
     images_per_class: int | None,
     cache_dir: pathlib.Path,
@@ -169,32 +215,8 @@ def _decoded(
         raise ValueError(f"`images_per_class` is {number}, but class {least} of {where} has {counts[least]} images.")
     chosen = {name: sorted(classes[name], key=lambda image: image.name)[:number] for name in sorted(classes)}
     digest = hashlib.sha256("\n".join(image.stamp for images in chosen.values() for image in images).encode())
-    cached = cache_dir / f"images-{image_size}-{digest.hexdigest()[:12]}.npy"
+    cached = cache_dir / f"images-{_FORMAT}-{image_size}-{digest.hexdigest()[:12]}.npy"
     if not cached.exists():
-        _decode(cached, [image for images in chosen.values() for image in images], image_size, where)
+        decode(cached, [image for images in chosen.values() for image in images], image_size, where)
     images = np.load(cached, mmap_mode="r")
     return ImageClasses(images.reshape(len(chosen), number, image_size, image_size, 3), tuple(chosen))
-
-
-def _decode(path: pathlib.Path, images: list[_Image], image_size: int, where: str) -> None:
-    """Write `images` as one array, in as many threads as there are cores."""
-    pillow: Any = files.require("PIL.Image")
-
-    def decode(image: _Image) -> np.ndarray:
-        try:
-            opened = pillow.open(io.BytesIO(image.read())).convert("RGB")
-        except Exception as error:
-            raise ValueError(f"{image.name} is not an image that Pillow reads: {error}") from error
-        if opened.size != (image_size, image_size):
-            opened = opened.resize((image_size, image_size), pillow.Resampling.LANCZOS)
-        return np.asarray(opened, np.uint8)
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial.npy")
-    array = np.lib.format.open_memmap(partial, "w+", np.uint8, (len(images), image_size, image_size, 3))
-    with concurrent.futures.ThreadPoolExecutor() as threads:
-        decoded = progress.track(threads.map(decode, images), description=f"decoding {where}", total=len(images))
-        for index, image in enumerate(decoded):
-            array[index] = image
-    array.flush()
-    partial.replace(path)

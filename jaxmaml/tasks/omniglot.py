@@ -10,9 +10,9 @@ import pathlib
 import zipfile
 
 import numpy as np
-from rich import progress
 
 from jaxmaml import checks
+from jaxmaml.progress import track
 from jaxmaml.tasks import files
 from jaxmaml.tasks.splits import ImageClasses, Splits
 
@@ -62,8 +62,8 @@ def load(
     """
     checks.one_of("split", split, ("paper", "background"))
     checks.one_of("resampling", resampling, ("lanczos", "nearest"))
-    cache_dir = pathlib.Path(cache_dir) if cache_dir else files.default_cache()
-    data_dir = pathlib.Path(data_dir) if data_dir else cache_dir
+    cache_dir = files.folder(cache_dir) if cache_dir else files.default_cache()
+    data_dir = files.folder(data_dir) if data_dir else cache_dir
     archives = {name: _find_archive(data_dir, name, download) for name in MD5}
     members = {name: _drawings(archive) for name, archive in archives.items()}
     names = sorted(character for drawings in members.values() for character in drawings)
@@ -76,7 +76,8 @@ def load(
         for name, archive in archives.items():
             decoded |= _decode(archive, members[name], resampling)
         images = np.stack([decoded[name] for name in names])
-        files.save(cached, images)
+        with files.written(cached) as partial:
+            np.save(partial, images)
     return _split(images, names, split, members)
 
 
@@ -136,7 +137,7 @@ def _decode(archive: pathlib.Path, members: dict[str, list[str]], resampling: st
         return 255 - np.asarray(small, np.uint8)[..., None]
 
     with zipfile.ZipFile(archive) as opened:
-        described = progress.track(members.items(), description=f"decoding {archive.name}")
+        described = track(members.items(), f"decoding {archive.name}", len(members))
         return {character: np.stack([read(m) for m in drawings]) for character, drawings in described}
 
 

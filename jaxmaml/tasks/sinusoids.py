@@ -58,7 +58,8 @@ def sinusoid(
         x = jax.random.uniform(input_key, (num_shots + num_queries, 1), minval=INPUT[0], maxval=INPUT[1])
         targets = amplitude * jnp.sin(x - phase)
         if noise_std:
-            targets += noise_std * jax.random.normal(jax.random.fold_in(key, 0), x.shape)
+            # 3 and not 0: `split` makes the keys above by folding in 0, 1 and 2.
+            targets += noise_std * jax.random.normal(jax.random.fold_in(key, 3), x.shape)
         inputs = x
         if with_parameters:
             told = jnp.broadcast_to(jnp.stack([amplitude, phase]), (x.shape[0], 2))

@@ -82,7 +82,7 @@ def _draw(key: chex.PRNGKey, curves: jax.Array, count: jax.Array) -> jax.Array:
     points = jnp.einsum("pc,scx->spx", weights, curves)[None, None]
     starts, ends = points[..., :-1, :], points[..., 1:, :]  # [1, 1, strokes, lines, 2]
 
-    centres = (jnp.arange(_SIZE) + 0.5) / _SIZE - 0.5
+    centres = (jnp.arange(_SIZE, dtype=jnp.float32) + 0.5) / _SIZE - 0.5
     pixels = jnp.stack(jnp.meshgrid(centres, centres, indexing="ij"), -1)[:, :, None, None]
     along = ends - starts
     position = jnp.sum((pixels - starts) * along, -1) / jnp.maximum(jnp.sum(along**2, -1), 1e-9)

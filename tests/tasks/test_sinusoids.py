@@ -40,3 +40,22 @@ def test_same_key_same_bits():
     first, second, other = sample(jax.random.key(1)), sample(jax.random.key(1)), sample(jax.random.key(2))
     np.testing.assert_array_equal(first.query.inputs, second.query.inputs)
     assert not np.allclose(first.query.inputs, other.query.inputs)
+
+
+def test_noise_is_independent_of_all_else():
+    """`split` makes its keys by folding in numbers, so that `fold_in(key, 0)` is the first of them."""
+    told, clean = (
+        many(jaxmaml.tasks.sinusoid(4, 4, with_parameters=told, noise_std=noise), 5000)
+        for told, noise in ((True, 0.3), (False, 0.0))
+    )
+    inputs = np.concatenate([told.support.inputs, told.query.inputs], 1)
+    noise = np.concatenate([part.targets - plain.targets for part, plain in zip(told, clean, strict=True)], 1)[..., 0]
+    np.testing.assert_allclose(noise.std(), 0.3, rtol=0.02)
+
+    def ranks(values):
+        return np.argsort(np.argsort(values))
+
+    columns = [ranks(noise[:, point]) for point in range(8)]
+    others = [ranks(inputs[:, 0, number]) for number in (1, 2)] + [ranks(inputs[:, point, 0]) for point in range(8)]
+    correlations = np.corrcoef([*columns, *others])[:8, :]
+    np.testing.assert_allclose(correlations, np.eye(8, 18), atol=5 / np.sqrt(5000))

@@ -41,3 +41,8 @@ def test_same_key_same_bits(splits):
     np.testing.assert_array_equal(splits.train.images, again.train.images)
     other = strokes.load(jax.random.key(4), num_classes=(30, 6, 8), images_per_class=5)
     assert not np.array_equal(splits.train.images, other.train.images)
+
+
+def test_strict_promotion_of_dtypes():
+    with jax.numpy_dtype_promotion("strict"):
+        strokes.load(num_classes=(1, 1, 1), images_per_class=1)
