@@ -3,7 +3,7 @@
     python -m benchmarks.convolutions
 
 The layers of the paper's models and of ResNet-12, with one kernel for all tasks and with one for each. `chosen` is what
-`jaxmaml.nn.conv_general_dilated` takes by itself; its bounds (`jaxmaml/nn/on_cpu.py`, `on_gpu.py`) rest on such tables.
+`jaxmaml.nn.conv_general_dilated` takes by itself; its bounds (`jaxmaml/nn/on_cpu.py`) rest on such tables.
 """
 
 import dataclasses
@@ -19,8 +19,10 @@ from jax import lax
 from rich.console import Console
 from rich.table import Table
 
+import jaxmaml
 from benchmarks import flops, reporting
-from jaxmaml.nn.convolutions import PLATFORMS, by_products, sizes_of
+from jaxmaml.nn import on_cpu
+from jaxmaml.nn.convolutions import by_products, sizes_of
 from jaxmaml.nn.form import OPERANDS, Form
 
 
@@ -63,16 +65,20 @@ class Config:
       num_tasks: Tasks at once.
       layers: Of `LAYERS`.
       repeats: Runs, of which the fastest counts.
+      one_thread: Compute with one thread, as each device of `jaxmaml.task_mesh()` does, and not with all cores.
       output_dir: Where the result goes.
     """
 
     num_tasks: int = 4
     layers: tuple[str, ...] = tuple(LAYERS)
     repeats: int = 30
+    one_thread: bool = False
     output_dir: pathlib.Path = pathlib.Path("results")
 
 
 def main(config: Config) -> None:
+    if config.one_thread:
+        jaxmaml.task_mesh(1)
     result: dict[str, Any] = {
         "command": reporting.command_line("benchmarks.convolutions"),
         "config": {**dataclasses.asdict(config), "output_dir": None},
@@ -103,15 +109,15 @@ def measure(config: Config, name: str, out: str, shared: bool) -> dict[str, Any]
         "output": (groups, examples, *form.output, layer.filters),
     }
     pair = [jax.random.normal(jax.random.key(seed), shapes[part]) for seed, part in enumerate(OPERANDS[out])]
-    dtype, platform = jnp.dtype("float32"), PLATFORMS[jax.default_backend()]
+    dtype = jnp.dtype("float32")
     ways: dict[str, Callable] = {
         "products": functools.partial(by_products, out=out, form=form, precision=None, dtype=dtype)
     }
     chosen = "products"
-    if platform.possible(form, dtype):
-        ways["own"] = functools.partial(platform.convolve, out=out, form=form, precision=None)
+    if on_cpu.possible(form, dtype):
+        ways["own"] = functools.partial(on_cpu.convolve, out=out, form=form, precision=None)
         sizes = sizes_of(pair[0], pair[1], out, form)
-        chosen = "own" if platform.gains(out, form, sizes, one_thread=False) else "products"
+        chosen = "own" if on_cpu.gains(out, sizes, config.one_thread) else "products"
     times = {way: 1e6 * flops.fastest_seconds(f, *pair, repeats=config.repeats) for way, f in ways.items()}
     return {
         "layer": name,

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core as jex_core
 
 import jaxmaml
 from benchmarks.cases import Case
+from jaxmaml.jax_internals import CONVOLUTION, DOT_GENERAL, jaxprs_in_params
 
 
 @functools.cache
@@ -37,11 +37,11 @@ def count(jaxpr) -> int:
     """Multiplications and additions in the products of `jaxpr`, loops included."""
     total = 0
     for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "dot_general":
+        if eqn.primitive is DOT_GENERAL:
             (contracting, _), _ = eqn.params["dimension_numbers"]
             lhs, out = eqn.invars[0].aval, eqn.outvars[0].aval
             total += 2 * out.size * math.prod(lhs.shape[axis] for axis in contracting)
-        elif eqn.primitive.name == "conv_general_dilated":
+        elif eqn.primitive is CONVOLUTION:
             dims = eqn.params["dimension_numbers"]
             lhs, rhs = (var.aval for var in eqn.invars)
             window = math.prod(rhs.shape[axis] for axis in dims.rhs_spec[2:])
@@ -50,7 +50,7 @@ def count(jaxpr) -> int:
             by_output = eqn.outvars[0].aval.size * window * rhs.shape[dims.rhs_spec[1]] // holes
             by_input = lhs.size * window * rhs.shape[dims.rhs_spec[0]]
             total += 2 * min(by_output, by_input)
-        inside = sum(count(sub) for sub in jex_core.jaxprs_in_params(eqn.params))
+        inside = sum(count(sub) for sub in jaxprs_in_params(eqn.params))
         total += inside * eqn.params.get("length", 1)
     return total
 

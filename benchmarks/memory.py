@@ -24,6 +24,7 @@ from rich.console import Console
 import jaxmaml
 from benchmarks import reporting
 from benchmarks.cases import CASES, Case
+from jaxmaml.jax_internals import set_flag
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -58,7 +59,7 @@ class Config:
 
 
 def main(config: Config) -> None:
-    jax.config.update("jax_enable_compilation_cache", False)
+    set_flag("jax_enable_compilation_cache", False)
     console = Console()
     points = mlp_tasks(num_tasks=4, num_points=256)
     network = jaxmaml.nn.MLP((128, 128, 128, 128, 1))

@@ -1,58 +1,88 @@
-"""A function with equations of its program replaced, in whatever loops it has."""
+"""A function with equations of its program replaced, in whatever loops and branches it has."""
 
-from collections.abc import Callable, Iterable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
-import jax.core
-from jax.extend import core as jex_core
+
+from jaxmaml.jax_internals import ClosedJaxpr, Jaxpr, Program, Var, jaxprs_in_params, traced
 
 
-def rewritten(function: Callable, replaced: Callable, prepared: Callable = lambda jaxpr: jaxpr) -> Callable:
+def is_enabled(asked: bool = True) -> bool:
+    """Whether programs may be rewritten: if a learner was `asked` to, and the environment does not say otherwise.
+
+    Raises:
+      ValueError: If the environment variable `JAXMAML_REWRITE` is neither 0 nor 1.
+    """
+    value = os.environ.get("JAXMAML_REWRITE", "1")
+    if value not in ("0", "1"):
+        raise ValueError(f"The environment variable `JAXMAML_REWRITE` must be 0 or 1, got {value!r}.")
+    return asked and value == "1"
+
+
+def rewritten(
+    function: Callable[..., Any],
+    replacement: Callable[[Any], Callable[..., Any] | None],
+    skip: Sequence[Any] = (),
+) -> Callable[..., Any]:
     """`function` as it is once it is traced, after all derivatives and batching of its own, with other equations.
 
     Args:
       function: Of pytrees of arrays.
-      replaced: `equation -> equations` that compute its results, or `None` to leave it.
-      prepared: `jaxpr -> jaxpr`, what is done to each before its equations are replaced.
+      replacement: `equation -> function` of its operands to its result, or `None` to leave the equation as it is.
+        Equations of that function are rewritten in turn, but for those of the same primitive.
+      skip: Primitives whose inner programs stay as they are.
     """
 
     def wrapped(*args):
-        closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
-        jaxpr = _Rewriting(replaced, prepared).jaxpr(closed.jaxpr)
-        return jax.tree.unflatten(
-            jax.tree.structure(shapes), jax.core.eval_jaxpr(jaxpr, closed.consts, *jax.tree.leaves(args))
-        )
+        program, constants = traced(function, *args)
+        jaxpr = _Rewriting(replacement, skip).jaxpr(program.jaxpr)
+        return Program(jaxpr, program.returned)(constants, *args)
 
     return wrapped
 
 
 class _Rewriting:
-    """Remembers what it did before, so that what was shared (and compiled once) stays so."""
+    """Remembers what it did before, so that what was shared (and is compiled once) stays so."""
 
-    def __init__(self, replaced: Callable[..., Iterable | None], prepared: Callable):
-        self.replaced, self.prepared = replaced, prepared
+    def __init__(self, replacement: Callable[[Any], Callable[..., Any] | None], skip: Sequence[Any]):
+        self.replacement, self.skip = replacement, skip
         self.done = {}
 
     def jaxpr(self, jaxpr):
         if id(jaxpr) not in self.done:
-            whole = self.prepared(jaxpr)
-            eqns = [new for eqn in whole.eqns for new in self.equations(eqn)]
+            eqns = [new for eqn in jaxpr.eqns for new in self.equations(eqn)]
             # With the original, whose identity would else be free for another one.
-            self.done[id(jaxpr)] = jaxpr, whole.replace(eqns=eqns)
+            self.done[id(jaxpr)] = jaxpr, jaxpr.replace(eqns=eqns)
         return self.done[id(jaxpr)][1]
 
     def equations(self, eqn) -> Iterator:
-        others = self.replaced(eqn)
-        if others is not None:
-            yield from others
-        elif next(jex_core.jaxprs_in_params(eqn.params), None) is None:
+        function = self.replacement(eqn)
+        if function is not None:
+            for new in _inlined(function, eqn):
+                yield from (self.equations(new) if new.primitive is not eqn.primitive else [new])
+        elif eqn.primitive in self.skip or next(iter(jaxprs_in_params(eqn.params)), None) is None:
             yield eqn
         else:
             yield eqn.replace(params={name: self.inside(param) for name, param in eqn.params.items()})
 
     def inside(self, param):
-        if isinstance(param, jex_core.Jaxpr):
+        if isinstance(param, Jaxpr):
             return self.jaxpr(param)
-        if isinstance(param, jex_core.ClosedJaxpr):
-            return jex_core.ClosedJaxpr(self.jaxpr(param.jaxpr), param.consts)
+        if isinstance(param, ClosedJaxpr):
+            return ClosedJaxpr(self.jaxpr(param.jaxpr), param.consts)
         return tuple(map(self.inside, param)) if type(param) is tuple else param
+
+
+def _inlined(function: Callable[..., Any], eqn: Any) -> Iterator:
+    """Equations of `function`, of the operands of `eqn`, whose result is that of `eqn`."""
+    new = jax.make_jaxpr(function)(*[var.aval for var in eqn.invars]).jaxpr
+    names = dict(zip([*new.invars, *new.outvars], [*eqn.invars, *eqn.outvars], strict=True))
+    for part in new.eqns:
+        yield part.replace(
+            invars=[names.get(var, var) if isinstance(var, Var) else var for var in part.invars],
+            outvars=[names.get(var, var) for var in part.outvars],
+            source_info=eqn.source_info,
+            ctx=eqn.ctx,
+        )

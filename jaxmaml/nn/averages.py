@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmaml import checks
-from jaxmaml.sampling import Sampler, as_pytree, check_sampler
+from jaxmaml.sampling import Sampler, as_pytree, check_sampler, threefry
 from jaxmaml.types import MetaLearner, MetaState, PyTree
 
 
@@ -71,7 +71,7 @@ def average_statistics(
     checks.positive_int("num_tasks", num_tasks)
     if num_inner_steps is not None:
         checks.positive_int("num_inner_steps", num_inner_steps)
-    keys = jax.random.split(key, num_tasks)
+    keys = jax.random.split(threefry(key), num_tasks)
     return {"batch_stats": _average(apply, learner, num_inner_steps, state, as_pytree(sample_task), keys)}
 
 

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmaml import checks
+from jaxmaml import checks, rewriting
+from jaxmaml.jax_internals import flag
 from jaxmaml.nn import trilinear
 from jaxmaml.nn.form import Form
 
@@ -39,10 +40,8 @@ def conv_general_dilated(
     a batched matrix product where each task has its own kernel; and so are the slopes. On a CPU, larger float32
     images with strides of one are left to XLA's own convolution, one task after another, and the slopes put into
     forms that it is fast at: 0.3 to 0.7 of the time. (These multiply by zeros in places, so that of an input that is
-    not finite more may become NaN than by the formula.) On a GPU, cuDNN gets what has 16,384 output pixels or more:
-    where all tasks share the kernel; and with strides of one and at most 64 filters, with groups, where each has its
-    own. What is gathered on a CPU is gathered for groups of examples that fit the cache, and again for the derivative:
-    the copies are never all in memory.
+    not finite more may become NaN than by the formula.) What is gathered on a CPU is gathered for groups of examples
+    that fit the cache, and again for the derivative: the copies are never all in memory.
 
     Args:
       lhs: Input; `[N, *spatial, C]` unless `dimension_numbers` say otherwise.
@@ -51,7 +50,8 @@ def conv_general_dilated(
         batch_group_count, precision, preferred_element_type: As in `jax.lax.conv_general_dilated`.
       lowering: `"matmul"` (matrix products always), `"lax"` (leave it and its derivatives to XLA) or `"auto"`: as
         said above, but for `batch_group_count` > 1, which only `lax` knows. To choose for a model, pass
-        `functools.partial(conv_general_dilated, lowering=...)` to its layers.
+        `functools.partial(conv_general_dilated, lowering=...)` to its layers. With the environment variable
+        `JAXMAML_REWRITE=0` it is `"lax"` everywhere.
 
     Returns:
       Output `[N, *spatial_out, O]`, or as `dimension_numbers` say.
@@ -82,7 +82,12 @@ def conv_general_dilated(
     }
     # lax checks the arguments and knows the output's shape.
     expected = jax.eval_shape(lambda x, k: lax.conv_general_dilated(x, k, **call), lhs, rhs)
-    if lowering == "lax" or batch_group_count != 1 or 0 in (lhs.size, rhs.size, expected.size):
+    if (
+        lowering == "lax"
+        or not rewriting.is_enabled()
+        or batch_group_count != 1
+        or 0 in (lhs.size, rhs.size, expected.size)
+    ):
         return lax.conv_general_dilated(lhs, rhs, **call)
 
     dims = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
@@ -106,7 +111,7 @@ def conv_general_dilated(
     by_group = jnp.moveaxis(x.reshape(*x.shape[:-1], groups, -1), -2, 0)
     kernels = jnp.moveaxis(kernel.reshape(*kernel.shape[:-1], groups, -1), -2, 0)
     # Of now: it is computed later, and its derivatives are to be as precise.
-    precision = getattr(jax.config, "jax_default_matmul_precision", None) if precision is None else precision
+    precision = flag("jax_default_matmul_precision") if precision is None else precision
     y = trilinear.convolve(
         by_group, kernels, form=form, precision=precision, dtype=expected.dtype, direct=lowering == "auto"
     )

@@ -7,12 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmaml.nn import on_cpu, on_gpu
+from jaxmaml.nn import on_cpu
 from jaxmaml.nn.form import Form, Sizes
 from jaxmaml.nn.windows import PRODUCTS
-
-#: Who knows XLA's own convolution there.
-PLATFORMS = {"cpu": on_cpu, "gpu": on_gpu}
 
 
 def implement(first, second, *, out, form, precision, dtype, direct, one_thread=False) -> jax.Array:
@@ -28,11 +25,15 @@ def implement(first, second, *, out, form, precision, dtype, direct, one_thread=
       one_thread: Whether the device has one thread only.
     """
     dtype = jnp.dtype(dtype)
-    platform = PLATFORMS.get(jax.default_backend())
-    may = direct and {first.dtype, second.dtype} == {dtype} and not _of_products_only(precision)
+    may = direct and jax.default_backend() == "cpu" and {first.dtype, second.dtype} == {dtype}
     sizes = sizes_of(first, second, out, form)
-    if may and platform and platform.possible(form, dtype) and platform.gains(out, form, sizes, one_thread):
-        return platform.convolve(first, second, out, form, precision)
+    if (
+        may
+        and not _of_products_only(precision)
+        and on_cpu.possible(form, dtype)
+        and on_cpu.gains(out, sizes, one_thread)
+    ):
+        return on_cpu.convolve(first, second, out, form, precision)
     return by_products(first, second, out=out, form=form, precision=precision, dtype=dtype)
 
 

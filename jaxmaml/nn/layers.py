@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen
 
-from jaxmaml import checks
-from jaxmaml.nn.normalisation import moments, normalised_layer, normalised_linear, scaled
+from jaxmaml import checks, rewriting
+from jaxmaml.nn.normalisation import moments, normalised_layer, scaled
 
 
 def batch_norm(
@@ -79,10 +79,8 @@ class BatchNorm(linen.Module):
     The original MAML code shifts but does not scale. Called as `BatchNorm()(x, layer, pool)` it gives
     `pool(batch_norm(layer(x)))`, without a scale without ever holding all of `layer(x)` on a CPU: see
     `normalised_layer`. `num_support` is that of `batch_norm`. With `defer=True` it gives `(y, normalise)` instead,
-    where `normalise(y)` is the same: for the next layer, which then normalises its own groups of examples. Of a layer
-    that is linear in a kernel `[..., C]`, with the same inputs for every channel, `linear=(unshifted, kernel)` may tell
-    how `unshifted(kernel, x)` gives its outputs up to a constant for each channel, such as its bias, which the batch's
-    mean cancels: see `normalised_linear`.
+    where `normalise(y)` is the same: for the next layer, which then normalises its own groups of examples. `shift`, a
+    number for each channel such as the layer's bias, is added to `layer(x)`; not where the batch's own mean cancels it.
 
     Statistics of other batches, such as running averages, are a variable collection `"batch_stats"`, as elsewhere in
     flax: where it is given, examples are normalised by it; where it is mutable, the batch's own are written to it.
@@ -114,7 +112,7 @@ class BatchNorm(linen.Module):
         pool: Callable[[jax.Array], jax.Array] | None = None,
         num_support: int | None = None,
         defer: bool = False,
-        linear: tuple[Callable[[jax.Array, jax.Array], jax.Array], jax.Array] | None = None,
+        shift: jax.Array | None = None,
     ) -> Any:
         normed = x if layer is None else jax.eval_shape(layer, x)
         channels = normed.shape[-1:]
@@ -124,13 +122,14 @@ class BatchNorm(linen.Module):
         writes = self.is_mutable_collection("batch_stats") and not self.is_initializing()
         reads = self.has_variable("batch_stats", "mean") and not writes
         # Pooling commutes with positive scales only.
-        if layer is not None and scale is None and num_support is None and not writes and not reads:
-            if linear is None:
-                pooled, normalise = normalised_layer(layer, x, bias, pool, self.epsilon)
-            else:
-                pooled, normalise = normalised_linear(*linear, x, bias, pool, self.epsilon)
+        plain = scale is None and num_support is None and not writes and not reads
+        if layer is not None and plain and rewriting.is_enabled():
+            pooled, normalise = normalised_layer(layer, x, bias, pool, self.epsilon)
             return (pooled, normalise) if defer else normalise(pooled)
-        normalised = self._whole(x if layer is None else layer(x), scale, bias, pool, num_support, writes, reads)
+        y = x if layer is None else layer(x)
+        if shift is not None and (writes or reads):
+            y = y + jnp.expand_dims(shift, tuple(range(y.ndim - 1)))
+        normalised = self._whole(y, scale, bias, pool, num_support, writes, reads)
         return (normalised, lambda y: y) if defer else normalised
 
     def _whole(self, y, scale, bias, pool, num_support, writes, reads) -> jax.Array:

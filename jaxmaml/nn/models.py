@@ -143,18 +143,20 @@ class Conv4(linen.Module):
             if self.is_initializing():
                 conv(x)
             module, variables = conv.unbind()
-            apply: Callable[..., Any] = module.apply
-            layer = _composed(functools.partial(apply, variables), rest)
-            linear = functools.partial(_unshifted, module, rest), variables["params"]["kernel"]
             pool = max_pool if self.pool else None
             if self.normalisation == "batch":
+                kernel, shift = (variables["params"][name] for name in ("kernel", "bias"))
+                apply: Callable[..., Any] = module.clone(use_bias=False).apply
+                layer = _composed(functools.partial(apply, {"params": {"kernel": kernel}}), rest)
                 norm = BatchNorm(use_scale=self.use_scale)
-                x, normalise = norm(x, layer, pool, first or None, defer=True, linear=linear)
+                x, normalise = norm(x, layer, pool, first or None, defer=True, shift=shift)
                 rest = _composed(linen.relu, normalise)
             else:
                 groups = 8 if self.normalisation == "group" else 1
                 norm = linen.GroupNorm(groups, use_scale=self.use_scale, epsilon=1e-3)
-                x = linen.relu(norm(layer(x)) if pool is None else pool(norm(layer(x))))
+                apply = module.apply
+                x = norm(apply(variables, rest(x)))
+                x = linen.relu(x if pool is None else pool(x))
                 rest = _identity
             if self.warp or (self.num_context and index == 2):
                 x, rest = rest(x), _identity
@@ -177,12 +179,6 @@ def _identity(x: jax.Array) -> jax.Array:
 
 def _composed(outer: Callable[[jax.Array], jax.Array], inner: Callable[[jax.Array], jax.Array]):
     return lambda x: outer(inner(x))
-
-
-def _unshifted(conv: linen.Module, inner: Callable[[jax.Array], jax.Array], kernel: jax.Array, x: jax.Array):
-    """`conv` with another kernel and without its bias, of `inner(x)`."""
-    layer: Any = conv.clone(features=kernel.shape[-1], use_bias=False)
-    return layer.apply({"params": {"kernel": kernel}}, inner(x))
 
 
 def _warp(x: jax.Array, index: int) -> jax.Array:

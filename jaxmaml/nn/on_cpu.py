@@ -11,13 +11,15 @@ from jax import lax
 from jaxmaml.nn.form import Form, Sizes
 from jaxmaml.nn.windows import in_groups, window_bytes
 
-# Measured on one and on two cores with 3 x 3 windows: XLA's own takes 0.3 to 0.7 of the time of gathered windows, but
-# for fewer output pixels than these, where to turn the kernel round or to transpose the image costs more than it saves.
+# Measured with 3 x 3 windows (`python -m benchmarks.convolutions`, with `--one-thread` and without). With one thread,
+# as on a device of `task_mesh`, XLA's own takes 0.4 to 0.95 of the time of gathered windows, but for fewer output
+# pixels than these, where to turn the kernel round or to transpose the image costs more than it saves.
 _FEWEST_PIXELS = {"output": 128, "image": 400, "kernel": 400}
-# With a thread for each core, gathered windows gain more.
+# With a thread for each core, gathered windows gain more, and more so with many filters.
 _FEWEST_PIXELS_OF_THREADS = {**_FEWEST_PIXELS, "kernel": 4000}
+_MOST_FILTERS_OF_THREADS = 64
 # With fewer input channels it is fast once the columns of a window are gathered as channels, and with fewer filters
-# once two neighbouring pixels have theirs side by side.
+# once two neighbouring pixels have theirs side by side; but not for the slope of so thin an image.
 _FEWEST_CHANNELS = 32
 _FEWEST_FILTERS = 64
 
@@ -29,12 +31,18 @@ def possible(form: Form, dtype: jnp.dtype) -> bool:
     return dtype == jnp.float32 and len(form.image) == 2 and form.window != (1, 1) and within and steps == {1}
 
 
-def gains(out: str, form: Form, sizes: Sizes, one_thread: bool) -> bool:
+def gains(out: str, sizes: Sizes, one_thread: bool) -> bool:
     """Whether it is faster than gathered windows."""
-    del form
-    fewest = (_FEWEST_PIXELS if one_thread else _FEWEST_PIXELS_OF_THREADS)[out]
     # Not for groups of features, which may be as many and as small as features are.
-    return sizes.pixels >= fewest and (sizes.groups == 1 or sizes.filters >= _FEWEST_CHANNELS)
+    if (sizes.groups > 1 and sizes.filters < _FEWEST_CHANNELS) or (
+        out == "image" and sizes.channels < _FEWEST_CHANNELS
+    ):
+        return False
+    if one_thread:
+        return sizes.pixels >= _FEWEST_PIXELS[out]
+    if sizes.filters > _MOST_FILTERS_OF_THREADS or sizes.pixels < _FEWEST_PIXELS_OF_THREADS[out]:
+        return False
+    return out == "kernel" or (sizes.groups > 1 and sizes.channels >= _FEWEST_CHANNELS)
 
 
 def convolve(first: jax.Array, second: jax.Array, out: str, form: Form, precision) -> jax.Array:

@@ -4,8 +4,9 @@ import itertools
 
 import jax
 import jax.numpy as jnp
+from flax import linen
 
-from jaxmaml import checks
+from jaxmaml import checks, rewriting
 
 
 def max_pool(x: jax.Array, window: int = 2) -> jax.Array:
@@ -35,6 +36,8 @@ def max_pool(x: jax.Array, window: int = 2) -> jax.Array:
     rows, columns = height // window, width // window
     if rows == 0 or columns == 0:
         raise ValueError(f"`x` must be at least {window} x {window} pixels, got {height} x {width}.")
+    if not rewriting.is_enabled():
+        return linen.max_pool(x, (window, window), (window, window))
     return _maximum(x[:, : rows * window, : columns * window].reshape(batch, rows, window, columns, window, channels))
 
 

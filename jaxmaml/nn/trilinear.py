@@ -14,9 +14,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.interpreters import ad, batching
 
 from jaxmaml import deferred
+from jaxmaml.jax_internals import Zero, is_plain, is_undefined_primal
 from jaxmaml.nn import convolutions
 from jaxmaml.nn.form import OPERANDS
 
@@ -30,7 +30,7 @@ _SHARED = {
 
 def convolve(image: jax.Array, kernel: jax.Array, **params: Any) -> jax.Array:
     """`[groups, N, *output, O]` of `[groups, N, *image, C]` and `[groups, *window, C, O]`; see `form.Form`."""
-    if deferred.is_plain(image) and deferred.is_plain(kernel):
+    if is_plain(image) and is_plain(kernel):
         return _form_p.bind(image, kernel, out="output", **params)
     return convolutions.implement(image, kernel, out="output", **{**params, "direct": False})
 
@@ -45,23 +45,20 @@ def _shape_and_dtype(first, second, *, out, form, dtype, **_):
     return (first.shape[0], *shape), dtype
 
 
-_form_p = deferred.primitive("convolution", convolutions.implement, _shape_and_dtype)
-
-
 def _jvp(primals, tangents, **params):
     terms = [
         _form_p.bind(*(tangent if at == moving else primal for at, primal in enumerate(primals)), **params)
         for moving, tangent in enumerate(tangents)
-        if type(tangent) is not ad.Zero
+        if type(tangent) is not Zero
     ]
     return _form_p.bind(*primals, **params), functools.reduce(jnp.add, terms)
 
 
 def _transpose(cotangent, first, second, *, out, dtype, **params):
-    if type(cotangent) is ad.Zero:
+    if type(cotangent) is Zero:
         return None, None
     operands = dict(zip(OPERANDS[out], (first, second), strict=True))
-    sought = next(name for name, operand in operands.items() if ad.is_undefined_primal(operand))
+    sought = next(name for name, operand in operands.items() if is_undefined_primal(operand))
     known = {**operands, out: cotangent}
     pair = (known[name] for name in OPERANDS[sought])
     slope = _form_p.bind(*pair, out=sought, dtype=operands[sought].aval.dtype, **params)
@@ -98,6 +95,6 @@ def _split(x, axis, size):
     return jnp.moveaxis(x.reshape(*x.shape[:at], size, -1, *x.shape[at + 1 :]), at, 0)
 
 
-ad.primitive_jvps[_form_p] = _jvp
-ad.primitive_transposes[_form_p] = _transpose
-batching.primitive_batchers[_form_p] = _batch
+_form_p = deferred.primitive(
+    "convolution", convolutions.implement, _shape_and_dtype, jvp=_jvp, transpose=_transpose, batch=_batch
+)

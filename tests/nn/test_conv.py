@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxmaml.nn import conv_general_dilated, on_cpu, on_gpu, streaming
+from jaxmaml.nn import conv_general_dilated, on_cpu
+from jaxmaml.nn.form import Sizes
 
 DIMS = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
 
@@ -131,7 +132,7 @@ def kernel_like(x):
 )
 def test_large_images_on_a_cpu_take_its_own_convolution(monkeypatch, quick_compiles, channels, size, window, padding):
     """Whatever the form: value, slopes and second derivatives, and with a kernel for each task."""
-    monkeypatch.setattr(on_cpu, "_FEWEST_PIXELS_OF_THREADS", on_cpu._FEWEST_PIXELS)
+    monkeypatch.setattr(on_cpu, "gains", lambda out, sizes, one_thread: True)
     rng = np.random.default_rng(5)
     x, kernel = rng.normal(size=(5, *size, channels[0])), rng.normal(size=(*window, *channels)) / 10
 
@@ -155,42 +156,10 @@ def test_large_images_on_a_cpu_take_its_own_convolution(monkeypatch, quick_compi
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
 
 
-@pytest.mark.parametrize("strides", [(1, 1), (2, 1)])
-def test_large_images_on_a_gpu_take_its_own_convolution(monkeypatch, x64, quick_compiles, strides):
-    """Here XLA's own of a CPU, by the choices for a GPU: value, slopes and second derivatives."""
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(on_gpu, "_FEWEST_PIXELS", 100)
-    monkeypatch.setattr(on_gpu, "_FEWEST_GROUPS", 2)
-    monkeypatch.setattr(on_gpu, "_FEWEST_CHANNELS", 4)
-    rng = np.random.default_rng(8)
-    x, kernel = rng.normal(size=(2, 5, 9, 8, 4)), rng.normal(size=(2, 3, 3, 4, 6))
-
-    def everything(conv):
-        def loss(x, kernel):
-            return jnp.mean(jnp.sin(conv(x, kernel, strides, "SAME", dimension_numbers=DIMS[2])))
-
-        slopes = jax.grad(loss, (0, 1))
-        return lambda x, kernel: (
-            slopes(x, kernel),
-            jax.jvp(slopes, (x, kernel), (jnp.cos(x), jnp.sin(kernel)))[1],
-        )
-
-    ours, theirs = everything(conv_general_dilated), everything(lax.conv_general_dilated)
-    one, tasks = jax.jit(ours), jax.jit(jax.vmap(ours))
-    assert "dot_general" not in one.lower(x[0], kernel[0]).as_text()
-    # With a kernel for each task, only where windows would be many.
-    program = tasks.lower(x, kernel).as_text()
-    assert ("dot_general" in program, "feature_group_count = 2" in program) == (strides != (1, 1), strides == (1, 1))
-    expected = jax.vmap(theirs)(x, kernel)
-    for got in (tasks(x, kernel), jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(one, x, kernel))):
-        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
-
-
 @pytest.mark.parametrize("tasks", [1, 2])
-def test_a_gpu_gathers_windows_of_what_is_small(monkeypatch, tasks):
+def test_other_devices_gather_windows(monkeypatch, tasks):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    x, kernel = jnp.ones((tasks, 5, 14, 14, 32)), jnp.ones((tasks, 3, 3, 32, 32))
+    x, kernel = jnp.ones((tasks, 5, 42, 42, 32)), jnp.ones((tasks, 3, 3, 32, 32))
     slopes = jax.vmap(
         jax.grad(
             lambda x, k: jnp.sum(conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=DIMS[2]) ** 2), (0, 1)
@@ -200,110 +169,19 @@ def test_a_gpu_gathers_windows_of_what_is_small(monkeypatch, tasks):
     assert "stablehlo.convolution" not in program
 
 
-@pytest.mark.parametrize(("axes", "groups"), [((0, None), 1), ((None, 1), 2), ((2, 0), 1), ((1, 3), 2)])
-def test_vmap_is_a_loop(x64, quick_compiles, axes, groups):
-    """Of the convolution, of both slopes and of their derivatives, whatever has an axis of tasks; and once more."""
-    rng = np.random.default_rng(6)
-    x, kernel, along = rng.normal(size=(2, 4, 4, 4)), rng.normal(size=(2, 2, 4 // groups, 6)), rng.normal(size=(2, 6))
-
-    def function(x, kernel, weights):
-        def loss(x, kernel):
-            options = {"dimension_numbers": DIMS[2], "feature_group_count": groups}
-            y = conv_general_dilated(x, kernel, (2, 1), "SAME", **options)
-            return jnp.sum(jnp.square(y) * weights[None, None, None]), y
-
-        slopes = jax.grad(loss, (0, 1), has_aux=True)
-        return slopes(x, kernel), jax.jvp(lambda x, k: slopes(x, k)[0], (x, kernel), (jnp.cos(x), jnp.sin(kernel)))[1]
-
-    tasks = [a if axis is None else np.stack([a, 2 * a, -a], axis) for a, axis in zip((x, kernel), axes, strict=True)]
-    both = jax.vmap(jax.vmap(function, (None, None, 0)), (*axes, None))(*tasks, along)
-    for task in range(3):
-        for number, weights in enumerate(along):
-            one = [a if axis is None else jnp.take(a, task, axis) for a, axis in zip(tasks, axes, strict=True)]
-            alone = function(*one, weights)
-            for a, b in zip(jax.tree.leaves(both), jax.tree.leaves(alone), strict=True):
-                np.testing.assert_allclose(a[task, number], b, rtol=1e-11, atol=1e-11)
-
-
-def test_sums_over_devices_where_shard_map_checks_them():
-    """A kernel that all devices share gets the sum of their slopes, as lax's convolution gives it."""
-    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    x, kernel = (a.astype(jnp.float32) for a in arrays(2))
-
-    def slope(conv):
-        def loss(kernel, x):
-            return jax.lax.psum(jnp.sum(jnp.sin(conv(x, kernel, (1, 1), "SAME", dimension_numbers=DIMS[2]))), "data")
-
-        split = jax.shard_map(loss, mesh=mesh, in_specs=(jax.P(), jax.P("data")), out_specs=jax.P())
-        return jax.jit(jax.grad(split))(kernel, x)
-
-    np.testing.assert_allclose(slope(conv_general_dilated), slope(lax.conv_general_dilated), rtol=1e-5, atol=1e-5)
-
-
-def test_lowering_can_be_chosen():
-    x, kernel = arrays(2)
-    program = jax.make_jaxpr(
-        lambda x, k: conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=DIMS[2], lowering="lax")
-    )(x, kernel)
-    assert "conv_general_dilated" in str(program)
-    with pytest.raises(ValueError, match="`lowering` must be one of 'auto', 'matmul', 'lax'"):
-        conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=DIMS[2], lowering="fft")
-
-
-def test_groups_of_examples_change_nothing(x64, monkeypatch):
-    """Windows are gathered for as many examples as fit; and their derivatives, under vmap over kernels."""
-    rng = np.random.default_rng(4)
-    x, kernels = jnp.asarray(rng.normal(size=(6, 5, 5, 2))), jnp.asarray(rng.normal(size=(2, 3, 3, 2, 3)))
-
-    def run():
-        def loss(x, kernel):
-            y = conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=DIMS[2])
-            return jnp.sum(jnp.sin(y))
-
-        def slopes(x, kernel):
-            return jax.jvp(jax.grad(loss, (0, 1)), (x, kernel), (jnp.cos(x), jnp.sin(kernel)))
-
-        num_loops = jax.jit(slopes).lower(x, kernels[0]).as_text().count("stablehlo.while")
-        return num_loops, jax.vmap(slopes, (None, 0))(x, kernels)
-
-    num_loops, whole = run()
-    assert num_loops == 0
-    monkeypatch.setattr(streaming, "_GROUP_BYTES", 2 * 25 * 9 * 2 * 8)
-    num_loops, grouped = run()
-    assert num_loops >= 3  # For the output and each slope.
-    for a, b in zip(jax.tree.leaves(grouped), jax.tree.leaves(whole), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
-
-
-def test_becomes_a_matrix_product_under_vmap():
-    x, kernel = arrays(2)
-    x, kernel = x.astype(jnp.float32), jnp.stack([kernel, 2 * kernel]).astype(jnp.float32)
-
-    def run(kernel):
-        return conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=DIMS[2])
-
-    program = jax.jit(jax.vmap(run)).lower(kernel).as_text()
-    assert "stablehlo.convolution" not in program
-    assert "dot_general" in program
-    # A sum may cancel: its rounding is that of its terms.
-    np.testing.assert_allclose(jax.vmap(run)(kernel)[1], 2 * run(kernel[0]), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_dtype_and_accumulation(dtype):
-    x, kernel = (a.astype(dtype) for a in arrays(2))
-    options = {"window_strides": (2, 2), "padding": "SAME", "dimension_numbers": DIMS[2]}
-    ours = conv_general_dilated(x, kernel, **options)
-    assert ours.dtype == dtype
-    theirs = lax.conv_general_dilated(x, kernel, **options)
-    np.testing.assert_allclose(*(np.asarray(a, np.float32) for a in (ours, theirs)), rtol=2e-2, atol=5e-2)
-    wide, pull_back = jax.vjp(
-        lambda x, k: conv_general_dilated(x, k, preferred_element_type=jnp.float32, **options), x, kernel
-    )
-    assert wide.dtype == jnp.float32
-    assert [slope.dtype for slope in pull_back(wide)] == [dtype, dtype]
-
-
-def test_bad_shapes_get_laxs_own_error():
-    with pytest.raises((TypeError, ValueError), match="feature"):
-        conv_general_dilated(jnp.ones((1, 4, 4, 3)), jnp.ones((3, 3, 2, 5)), (1, 1), "SAME", dimension_numbers=DIMS[2])
+@pytest.mark.parametrize(
+    ("out", "groups", "channels", "filters", "pixels", "one_thread", "is_own"),
+    [
+        ("output", 1, 3, 32, 35280, True, True),
+        ("output", 1, 3, 32, 100, True, False),  # few pixels
+        ("output", 4, 3, 8, 35280, True, False),  # groups of features
+        ("image", 4, 3, 32, 35280, True, False),  # the slope of a thin image
+        ("kernel", 4, 256, 256, 400, True, True),
+        ("kernel", 4, 256, 256, 40000, False, False),  # many filters, a thread for each core
+        ("kernel", 1, 3, 32, 35280, False, True),
+        ("output", 1, 32, 32, 35280, False, False),
+        ("output", 4, 32, 32, 8820, False, True),
+    ],
+)
+def test_which_convolutions_are_xlas_own(out, groups, channels, filters, pixels, one_thread, is_own):
+    assert on_cpu.gains(out, Sizes(groups, channels, filters, pixels), one_thread) == is_own

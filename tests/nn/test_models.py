@@ -155,52 +155,6 @@ def in_groups_of(size, monkeypatch):
         monkeypatch.setattr(module, "group_size", lambda num_examples, bytes_per_example: min(size, num_examples))
 
 
-@pytest.mark.parametrize("size", [1, 2, 6])
-def test_a_folded_layer_is_normalised(x64, quick_compiles, monkeypatch, size):
-    """Statistics of the outputs from those of the inputs: values, first and second derivatives in kernel and input."""
-    in_groups_of(size, monkeypatch)
-    rng = np.random.default_rng(8)
-    x, kernel, bias = (jnp.asarray(3 + rng.normal(size=shape)) for shape in ((6, 4, 4, 2), (2, 5), 5))
-    layer = lambda kernel, x: jnp.sin(x) @ kernel  # noqa: E731
-
-    def folded(kernel, x):
-        y, normalise = normalisation.normalised_linear(layer, kernel, x, bias, max_pool, 1e-3)
-        return normalise(y)
-
-    def plain(kernel, x):
-        return max_pool(batch_norm(layer(kernel, x), None, bias))
-
-    def all_of(function):
-        slope = jax.grad(lambda args: jnp.sum(jnp.sin(function(*args))))
-        at = (kernel, x)
-        return jax.jit(lambda at: (function(*at), *jax.jvp(slope, (at,), (jax.tree.map(jnp.cos, at),))))(at)
-
-    for a, b in zip(*(jax.tree.leaves(all_of(f)) for f in (folded, plain)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10)
-
-
-@pytest.mark.parametrize(
-    ("inputs", "dtype", "platform", "folds"),
-    [
-        (2, jnp.float32, "cpu", True),
-        (4, jnp.float32, "cpu", False),
-        (2, jnp.bfloat16, "cpu", False),  # The means of inputs and outputs would not cancel.
-        (2, jnp.float32, "gpu", False),  # Nor in TF32.
-    ],
-)
-def test_which_layers_are_folded(monkeypatch, inputs, dtype, platform, folds):
-    monkeypatch.setattr(jax, "default_backend", lambda: platform)
-    x, kernel = jnp.ones((3, inputs), dtype), jnp.ones((inputs, 5), dtype)
-    layer = lambda kernel, x: x @ kernel  # noqa: E731
-
-    def normalised(kernel, x):
-        y, normalise = normalisation.normalised_linear(layer, kernel, x, jnp.zeros(5, dtype), lambda y: y, 1e-3)
-        return normalise(y)
-
-    passes = [eqn for eqn in jax.make_jaxpr(normalised)(kernel, x).eqns if eqn.primitive.name == "reduce_sum"]
-    assert any(eqn.invars[0].aval.shape == (3, 5) for eqn in passes) != folds
-
-
 @pytest.mark.parametrize("options", [{}, {"num_context": 3}], ids=["plain", "film"])
 def test_streamed_blocks_are_the_model(x64, quick_compiles, monkeypatch, options):
     """Each block normalises what the block before it left, in its own groups: values, first and second derivatives."""
@@ -220,19 +174,6 @@ def test_streamed_blocks_are_the_model(x64, quick_compiles, monkeypatch, options
     assert sum(float(jnp.abs(leaf).max()) > 1e-3 for leaf in ours) > len(ours) / 2
     for a, b in zip(ours, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10)
-
-
-def test_biases_that_the_mean_cancels_are_not_added(x64, quick_compiles):
-    """The path that writes its statistics adds them; both give the same predictions."""
-    model = Conv4.mini_imagenet(num_ways=3, features=2)
-    images = jnp.asarray(np.random.default_rng(7).normal(size=(4, 16, 16, 1)))
-    params = jax.jit(model.init)(jax.random.key(0), images)["params"]
-    moved = {name: {**leaves, "bias": leaves["bias"] + 3.0} for name, leaves in params.items() if "Conv" in name}
-    params = {"params": {**params, **moved}}
-    added, _ = model.apply(params, images, mutable=["batch_stats"])
-    np.testing.assert_allclose(model.apply(params, images), added, rtol=1e-10, atol=1e-11)
-    slope = jax.jit(jax.grad(lambda p: jnp.sum(jnp.sin(model.apply(p, images)))))(params)["params"]
-    assert all(not slope[name]["bias"].any() and slope[name]["kernel"].any() for name in moved)
 
 
 def test_activations_of_large_batches_are_held_once():
@@ -360,3 +301,17 @@ def test_mlp_with_context_and_warp():
     assert params["context"].shape == (4,)
     assert params["Dense_0"]["kernel"].shape == (5, 40)
     np.testing.assert_array_equal(params["warp_1"]["kernel"], np.eye(40))
+
+
+def test_biases_that_the_mean_cancels_are_not_added(x64, quick_compiles):
+    """The path that writes its statistics adds them; both give the same predictions."""
+    model = Conv4.mini_imagenet(num_ways=3, features=2)
+    images = jnp.asarray(np.random.default_rng(7).normal(size=(4, 16, 16, 1)))
+    params = jax.jit(model.init)(jax.random.key(0), images)["params"]
+    moved = {name: {**leaves, "bias": leaves["bias"] + 3.0} for name, leaves in params.items() if "Conv" in name}
+    params = {"params": {**params, **moved}}
+    added, statistics = model.apply(params, images, mutable=["batch_stats"])
+    np.testing.assert_allclose(model.apply(params, images), added, rtol=1e-10, atol=1e-11)
+    np.testing.assert_allclose(model.apply({**params, **statistics}, images), added, rtol=1e-10, atol=1e-11)
+    slope = jax.jit(jax.grad(lambda p: jnp.sum(jnp.sin(model.apply(p, images)))))(params)["params"]
+    assert all(not slope[name]["bias"].any() and slope[name]["kernel"].any() for name in moved)
