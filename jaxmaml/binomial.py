@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
 
 from jaxmaml import leaves
-from jaxmaml.derivatives import instantiate, is_symbolic_zero
+from jaxmaml.jax_internals import instantiate, is_symbolic_zero, tie, traced, vary
 from jaxmaml.types import PyTree
 
 
@@ -42,18 +41,13 @@ def binomial_scan(step: Callable, start: PyTree, length: int, repeats: int) -> t
     """
     slots = next(s for s in itertools.count(1) if math.comb(s - 1 + repeats, repeats) >= length)
     actions = list(schedule(0, length, 0, slots - 1))
-    indices = jnp.arange(length)
-    # A rule may not close over tracers: what `step` closes over becomes an explicit argument.
-    closed, shapes = jax.make_jaxpr(step, return_shape=True)(start, indices[0])
-    returned = jax.tree.structure(shapes)
-
-    def apply(consts, carry, index):
-        flat = jax.core.eval_jaxpr(closed.jaxpr, consts, *jax.tree.leaves(carry), index)
-        return jax.tree.unflatten(returned, flat)
+    indices = np.arange(length)
+    apply, constants = traced(step, start, jnp.zeros((), int))
 
     @jax.custom_vjp
     def loop(consts, start):
-        return jax.lax.scan(lambda carry, index: apply(consts, carry, index), start, indices)
+        result = jax.lax.scan(lambda carry, index: apply(consts, carry, index), start, indices)
+        return tie(result, to=(consts, start))
 
     def forward(consts, start):
         moving = [c.value if c.perturbed else None for c in consts]
@@ -68,10 +62,10 @@ def binomial_scan(step: Callable, start: PyTree, length: int, repeats: int) -> t
             return (carry, buffer), out
 
         # The first `length - 1` actions go forwards to the last step, which reads what they wrote.
-        written = jnp.asarray([0, *(action.write for action in actions[: length - 1])])
+        written = np.asarray([0, *(action.write for action in actions[: length - 1])])
         buffer = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (slots, *leaf.shape)), start)
         (carry, buffer), outs = jax.lax.scan(kept, (start, buffer), (indices, written))
-        return (carry, outs), (moving, resting, buffer)
+        return tie((carry, outs), to=(moving, resting, start)), (moving, resting, buffer)
 
     def backward(residuals, cotangents):
         moving, resting, buffer = residuals
@@ -106,12 +100,12 @@ def binomial_scan(step: Callable, start: PyTree, length: int, repeats: int) -> t
         moves_bar = jax.tree.map(
             lambda bar, slots: instantiate(bar) if _moves(slots) else None, carry_bar, buffer, is_leaf=is_symbolic_zero
         )
-        bars = (jax.tree.map(jnp.zeros_like, moving), moves_bar)
-        (_, bars), _ = jax.lax.scan(act, (buffer, bars), jnp.asarray(np.array(actions[length - 1 :])))
+        bars = vary((jax.tree.map(jnp.zeros_like, moving), moves_bar), like=(moving, resting, buffer))
+        (_, bars), _ = jax.lax.scan(act, (buffer, bars), np.array(actions[length - 1 :]))
         return bars
 
     loop.defvjp(forward, backward, symbolic_zeros=True)
-    return loop(closed.consts, start)
+    return loop(constants, start)
 
 
 def schedule(first: int, length: int, slot: int, free: int) -> Iterator[Action]:

@@ -64,6 +64,7 @@ class Store:
         self.every = settings.every
         self._settings = settings
         self._whole = -1  # The step that is known to be there, or was begun at.
+        self.goes_on = False  # Whether a run had begun here before, even if it was killed before its first checkpoint.
         self._made_by = {"arrays": _arrays(state), "jax": jax.__version__, **made_by}
         options = ocp.CheckpointManagerOptions(max_to_keep=settings.keep, cleanup_tmp_directories=True)
         self._manager = manager_of(folder_of(settings.directory), options)
@@ -82,9 +83,13 @@ class Store:
             read.
         """
         self._whole = int(run.state.step)
+        begun = folder_of(self._settings.directory) / f"begun_at_{self._whole}"
+        self.goes_on = begun.exists()
         saved = newest(self._manager, self._settings.directory, run.state, self._whole, self._check)
         if saved is None:
+            begun.touch()
             return run
+        self.goes_on = True
         self._whole = int(saved.state.step)
         if not jnp.array_equal(saved.key, run.key):
             where = f"The checkpoint of step {int(saved.state.step)} in {self._settings.directory}"

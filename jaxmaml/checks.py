@@ -4,10 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmaml.jax_internals import Tracer, explicit_axes, flag
 from jaxmaml.types import InnerRule, LossFn, MetaLearner, MetaState, PyTree, Task
 
 
@@ -38,6 +38,12 @@ def positive(name: str, value: Any) -> None:
     number(name, value)
     if not value > 0:
         raise ValueError(f"`{name}` must be > 0, got {value}.")
+
+
+def boolean(name: str, value: Any) -> None:
+    """`value` must be `True` or `False`."""
+    if not isinstance(value, bool):
+        raise TypeError(f"`{name}` must be a bool, got {value!r}.")
 
 
 def one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -78,7 +84,7 @@ def prng_key(value: Any) -> None:
     """`value` must be one PRNG key, typed or raw, and not a seed."""
     is_typed = isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
     is_raw = isinstance(value, (jax.Array, np.ndarray)) and value.dtype == jnp.uint32
-    raw_shape = (2,) if jax.config.jax_default_prng_impl == "threefry2x32" else (4,)  # pyright: ignore[reportAttributeAccessIssue]
+    raw_shape = (2,) if flag("jax_default_prng_impl") == "threefry2x32" else (4,)
     if not (is_typed and value.shape == ()) and not (is_raw and value.shape == raw_shape):
         raise TypeError(f"`key` must be a single PRNG key such as jax.random.key(0), got {_describe(value)}.")
 
@@ -135,6 +141,19 @@ def tasks(value: Any) -> int:
     return next(iter(sizes))
 
 
+def placement(value: Any, mesh: Any) -> None:
+    """Where `tasks` are split over a mesh of Explicit axes, that must be the learner's `mesh`, or `None` for none."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(value):
+        axes = explicit_axes(leaf)
+        if axes and (mesh is None or not set(axes) <= set(mesh.axis_names)):
+            ours = "no mesh is used here" if mesh is None else f"the learner's `mesh` has {', '.join(mesh.axis_names)}"
+            raise ValueError(
+                f"`tasks` must not be split over Explicit axes of another mesh: tasks{_path(path)} is split over "
+                f"{', '.join(axes)}, and {ours}. Pass that mesh to the learner, mesh=..., or place `tasks` on a mesh "
+                "of Auto axes, such as jaxmaml.task_mesh()."
+            )
+
+
 def num_examples(name: str, batch: Any) -> int:
     """Every leaf of what `name` divides must have the same leading axis; return its length."""
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
@@ -183,7 +202,7 @@ def arrays(name: str, value: Any) -> Any:
 
 def not_traced(name: str, value: Any) -> None:
     """`value` must be concrete: what uses it is a loop on the host."""
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value)):
         raise TypeError(f"`{name}` is traced, and jaxmaml.fit loops on the host; under jit, scan over learner.update.")
 
 

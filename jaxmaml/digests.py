@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core as jex_core
 
+from jaxmaml.jax_internals import ClosedJaxpr, Jaxpr, Literal
 from jaxmaml.types import PyTree
 
 # Of larger arrays, a data set's images, so many numbers are looked at, evenly spaced.
@@ -41,15 +41,15 @@ def _digest(text: str, arrays: Any) -> str:
 
 def _constants(jaxpr: Any) -> Iterator[Any]:
     """Of all depths: what functions closed over, of which a program's text has no values."""
-    if isinstance(jaxpr, jex_core.ClosedJaxpr):
+    if isinstance(jaxpr, ClosedJaxpr):
         yield from jaxpr.consts
         jaxpr = jaxpr.jaxpr
     for eqn in jaxpr.eqns:
-        yield from (operand.val for operand in eqn.invars if isinstance(operand, jex_core.Literal))
+        yield from (operand.val for operand in eqn.invars if isinstance(operand, Literal))
         inside = jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_program)
         for program in filter(_is_program, inside):
             yield from _constants(program)
 
 
 def _is_program(x: Any) -> bool:
-    return isinstance(x, (jex_core.ClosedJaxpr, jex_core.Jaxpr))
+    return isinstance(x, (ClosedJaxpr, Jaxpr))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmaml import checks
-from jaxmaml.sampling import Sampler, as_pytree, check_sampler
+from jaxmaml.sampling import Sampler, as_pytree, check_sampler, threefry
 from jaxmaml.types import LossFn, MetaLearner, MetaState, Task
 
 
@@ -104,13 +104,14 @@ def evaluate(
         checks.positive_int("chunk_size", chunk_size)
     if isinstance(tasks, Task):
         checks.tasks(tasks)
+        checks.placement(tasks, None)
         if key is not None or num_tasks is not None:
             raise ValueError("`key` and `num_tasks` are for a sampler; `tasks` is a batch of tasks already.")
         sources, sample = tasks, jax.tree_util.Partial(_itself)
     elif callable(tasks):
         checks.prng_key(key)
         count = checks.positive_int("num_tasks", 600 if num_tasks is None else num_tasks)
-        sources, sample = jax.random.split(cast(jax.Array, key), count), as_pytree(tasks)
+        sources, sample = jax.random.split(threefry(cast(jax.Array, key)), count), as_pytree(tasks)
     else:
         raise TypeError(f"`tasks` must be a jaxmaml.Task or a sampler `key -> Task`, got {type(tasks).__name__}.")
     if not isinstance(loss_fn, Hashable):

@@ -11,13 +11,16 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxmaml import checks, leaves
 from jaxmaml.derivatives import inner_gradient
+from jaxmaml.exact import with_exact_derivatives
+from jaxmaml.jax_internals import vary
 from jaxmaml.minibatches import minibatches
 from jaxmaml.options import Implicit, Options
 from jaxmaml.remat import KEPT, keeps_all, remat_scan
 from jaxmaml.types import AdaptTrace, InnerRule, PyTree
 
-#: `((params, rule_params), support, num_inner_steps, key, observe) -> (fast_params, AdaptTrace)`.
-InnerLoop = Callable[..., tuple[PyTree, AdaptTrace]]
+#: `((params, rule_params), support, num_inner_steps, key, observe, then) -> (fast_params, AdaptTrace)`, and what
+#: `then` leads to where it is given.
+InnerLoop = Callable[..., Any]
 
 
 def make_inner_loop(loss_fn: Callable[..., Any], rule: InnerRule, options: Options) -> InnerLoop:
@@ -26,9 +29,18 @@ def make_inner_loop(loss_fn: Callable[..., Any], rule: InnerRule, options: Optio
     It is a scan over steps, so that its compile time does not depend on their number and its memory,
     differentiated in mixed mode, holds little more than one copy of the parameters a step; or less, as `remat` says.
     Only the adapted leaves are carried and differentiated; `observe(params, k)` is recorded after `k` steps. Leaves
-    with a value for each step keep them all: `of_step` picks.
+    with a value for each step keep them all: `of_step` picks. With `then = (data, number)`, as many further steps are
+    taken on `data`, and where they lead is returned as well, as a constant.
     """
     derivative = options.derivative if isinstance(options.derivative, str) else "first_order"
+    strength = options.derivative.strength if isinstance(options.derivative, Implicit) else None
+
+    def support_loss(fast_params, seen):
+        """What a step descends, and what it reports; `seen` is all else that it depends on."""
+        frozen, first, index, batch = seen
+        loss, aux = loss_fn(of_step(leaves.merge(fast_params, frozen), index, options), batch)
+        descended = loss if strength is None else loss + _proximal(fast_params, first, strength)
+        return descended, (loss, aux)
 
     def inner_loop(
         meta: tuple[PyTree, PyTree],
@@ -36,48 +48,61 @@ def make_inner_loop(loss_fn: Callable[..., Any], rule: InnerRule, options: Optio
         num_inner_steps: int,
         key: chex.PRNGKey | None = None,
         observe: Callable[[PyTree, Any], Any] | None = None,
+        then: tuple[Any, int] | None = None,
     ):
-        params, rule_params = meta
+        params, rule_params = vary(meta, like=support)
         params = start_of(params, support, options)
         first, frozen = leaves.split(params, masks(params, options)[0])
-        linearized = keeps_all(num_inner_steps, options.remat)
-        batch_at = minibatches(support, options.inner_batch_size, num_inner_steps, key)
 
         def watch(fast_params: PyTree, index: Any) -> Any:
             seen = observe(leaves.merge(fast_params, frozen), index) if observe else ()
             return checks.arrays("`observe(fast_params)`", seen)
 
-        def step(carry, index):
-            fast_params, rule_state = carry
+        def steps(carry, constants, data: Any, begin: int, number: int):
+            first, frozen, rule_params = constants
+            gradient = inner_gradient(support_loss, derivative, keeps_all(number, options.remat))
+            batch_at = minibatches(data, options.inner_batch_size, number, key)
 
-            def support_loss(fast_params, batch):
-                loss, aux = loss_fn(of_step(leaves.merge(fast_params, frozen), index, options), batch)
-                if isinstance(options.derivative, Implicit):
-                    loss += _proximal(fast_params, first, options.derivative.strength)
-                return loss, aux
+            def step(carry, taken):
+                (fast_params, rule_state), index = carry, begin + taken
+                seen = (frozen, None if strength is None else first, index, batch_at(taken))
+                value, (loss, aux), grads = gradient(fast_params, seen)
+                grads = checkpoint_name(grads, KEPT)
+                updates, rule_state = rule.update(
+                    grads,
+                    rule_state,
+                    fast_params,
+                    rule_params,
+                    index,
+                    value=value,
+                    grad=grads,
+                    value_fn=lambda p: support_loss(p, seen)[0],
+                )
+                return (optax.apply_updates(fast_params, updates), rule_state), (loss, aux, watch(fast_params, index))
 
-            batch = batch_at(index)
-            loss, aux, grads = inner_gradient(support_loss, derivative, linearized)(fast_params, batch)
-            grads = checkpoint_name(grads, KEPT)
-            updates, rule_state = rule.update(
-                grads,
-                rule_state,
-                fast_params,
-                rule_params,
-                index,
-                value=loss,
-                grad=grads,
-                value_fn=lambda p: support_loss(p, batch)[0],
-            )
-            return (optax.apply_updates(fast_params, updates), rule_state), (loss, aux, watch(fast_params, index))
+            return remat_scan(step, carry, number, options.remat)
 
-        start = (first, rule.init(rule_params, first))
-        (fast_params, _), (losses, aux, seen) = remat_scan(step, start, num_inner_steps, options.remat)
-        last = watch(fast_params, num_inner_steps)
+        start, constants = (first, vary(rule.init(rule_params, first), like=support)), (first, frozen, rule_params)
+        carry, (losses, aux, seen) = steps(start, constants, support, 0, num_inner_steps)
+        last = watch(carry[0], num_inner_steps)
         seen = jax.tree.map(lambda s, last: jnp.concatenate([s, last[None]]), seen, last)
-        return leaves.merge(fast_params, frozen), AdaptTrace(support_loss=losses, aux=aux, observed=seen)
+        adapted = leaves.merge(carry[0], frozen), AdaptTrace(support_loss=losses, aux=aux, observed=seen)
+        if then is None:
+            return adapted
+        further, _ = steps(*jax.lax.stop_gradient((carry, constants)), then[0], num_inner_steps, then[1])
+        return *adapted, leaves.merge(further[0], frozen)
 
-    return inner_loop
+    def exact_inner_loop(meta, support, num_inner_steps, key=None, observe=None, then=None):
+        data, number = (None, 0) if then is None else then
+
+        def adapt(meta, support, key, data):
+            then = None if data is None else (data, number)
+            return inner_loop(meta, support, num_inner_steps, key, observe, then)
+
+        # The inner rule, the start and whatever a custom derivative rule of the model computes are differentiated too.
+        return with_exact_derivatives(adapt, options.rewrite)(meta, support, key, data)
+
+    return exact_inner_loop
 
 
 def masks(params: PyTree, options: Options) -> tuple[PyTree, PyTree]:

@@ -51,7 +51,7 @@ def cross_entropy(apply: Apply) -> LossFn:
     Returns:
       `(params, batch) -> (loss, {"accuracy": accuracy})` for a `Batch` whose targets are integer
       labels `[num_examples]` in `[0, num_ways)`; accuracy is a fraction of 1. A label out of range makes the
-      loss NaN.
+      loss and its gradient NaN.
     Raises:
       ValueError: In use, if logits and labels do not fit; TypeError: if labels are not integers.
     Example:
@@ -74,8 +74,10 @@ def cross_entropy(apply: Apply) -> LossFn:
                 f"got {logits.shape}."
             )
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        # Out of range, -1 would count from the end.
-        losses = jnp.where((labels >= 0) & (labels < logits.shape[-1]), losses, jnp.nan)
+        # Out of range, -1 would count from the end. A product, so that the gradient is NaN as well, and not that of the
+        # other examples.
+        in_range = (labels >= 0) & (labels < logits.shape[-1])
+        losses = losses * jnp.where(in_range, 1.0, jnp.nan).astype(losses.dtype)
         # argmax takes a NaN for the largest: a dead model would be right now and then.
         is_right = (jnp.argmax(logits, -1) == labels) & ~jnp.isnan(losses)
         loss = jnp.mean(losses)

@@ -11,6 +11,7 @@ import optax
 
 from jaxmaml import leaves
 from jaxmaml.inner_loop import masks, start_of
+from jaxmaml.jax_internals import tie
 from jaxmaml.options import Evolution, Implicit, Options
 from jaxmaml.types import Outcome, PyTree
 
@@ -34,12 +35,21 @@ class ImplicitInfo(NamedTuple):
 def backpropagation(value: Callable) -> MetaGradient:
     """Differentiate the sum of `value(meta, task, key, step) -> (scalar, Outcome)`."""
 
-    def total(meta, step, tasks_and_keys, weights):
-        values, out = _over(tasks_and_keys, lambda task, key: value(meta, task, key, step))
-        return jnp.sum(weights.astype(values.dtype) * values), out
-
     def gradient(meta, step, tasks_and_keys, weights):
-        grads, out = jax.grad(total, has_aux=True)(meta, step, tasks_and_keys, weights)
+        def total(sums):
+            def of_task(task, key):
+                # Each task has a copy of its own of what would overflow as a sum over tasks.
+                own = jax.tree.map(
+                    lambda s, m: s if s.dtype == m.dtype else tie(s, to=task).astype(m.dtype), sums, meta
+                )
+                return value(own, task, key, step)
+
+            values, out = _over(tasks_and_keys, of_task)
+            values = wide(values)
+            return jnp.sum(weights.astype(values.dtype) * values), out
+
+        sums = jax.tree.map(lambda m: wide(m) if m.dtype == jnp.float16 else m, meta)
+        grads, out = jax.grad(total, has_aux=True)(sums)
         return out, grads
 
     return gradient
@@ -93,18 +103,22 @@ def implicit(loss_fn: Callable, inner_loop: Callable, query_loss: Callable, opti
 
         start, frozen = parts(meta)
         (loss, aux), right = jax.value_and_grad(query, has_aux=True)(solution, frozen)
+        # Conjugate gradients need one dtype, and half precision would not converge.
+        dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(right))
+        right = jax.tree.map(lambda r: r.astype(dtype), right)
 
         def system(vector):
-            _, product = jax.jvp(lambda fast: support_gradient(fast, frozen), (solution,), (vector,))
+            narrow = jax.tree.map(lambda v, s: v.astype(s.dtype), vector, solution)
+            _, product = jax.jvp(lambda fast: support_gradient(fast, frozen), (solution,), (narrow,))
             scale = settings.strength + settings.shift
-            return jax.tree.map(lambda v, h: (1 + settings.damping) * v + h / scale, vector, product)
+            return jax.tree.map(lambda v, h: (1 + settings.damping) * v + h.astype(dtype) / scale, vector, product)
 
         solved, _ = jax.scipy.sparse.linalg.cg(system, right, tol=settings.tolerance, maxiter=settings.max_solver_steps)
 
         def pulled_back(meta):
             start, frozen = parts(meta)
             inner = support_gradient(solution, frozen)
-            fixed_point = jax.tree.map(lambda s, g: s - g / settings.strength, start, inner)
+            fixed_point = jax.tree.map(lambda s, g: (s - g / settings.strength).astype(dtype), start, inner)
             return query(solution, frozen)[0] + optax.tree.vdot(solved, fixed_point)
 
         inner = support_gradient(solution, frozen)
@@ -147,9 +161,15 @@ def after(first_order_steps: int, exact: MetaGradient, first_order: MetaGradient
 def _each_task(of_task: Callable) -> MetaGradient:
     def gradient(meta, step, tasks_and_keys, weights):
         out, grads = _over(tasks_and_keys, lambda task, key: of_task(meta, step, task, key))
+        grads = jax.tree.map(wide, grads)
         return out, jax.tree.map(lambda g: jnp.einsum("t,t...->...", weights.astype(g.dtype), g), grads)
 
     return gradient
+
+
+def wide(x: jax.Array) -> jax.Array:
+    """`x` in float32 at least: what sums over tasks are taken in."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _over(tasks_and_keys: tuple[PyTree, PyTree], function: Callable) -> PyTree:

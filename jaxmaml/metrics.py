@@ -33,7 +33,7 @@ def jsonl(path: str | pathlib.Path) -> Writer:
       ...     path.read_text()
       '{"step": 100, "query_loss": 0.5}\n'
     """
-    return _JsonLines(pathlib.Path(path))
+    return _JsonLines(pathlib.Path(path).expanduser())
 
 
 class _JsonLines:
@@ -76,7 +76,9 @@ def tensorboard(directory: str | pathlib.Path) -> Writer:
         raise ImportError(
             "jaxmaml.metrics.tensorboard needs tensorboardX: pip install 'jaxmaml[tensorboard]'"
         ) from error
-    return _TensorBoard(lambda purge_step: tensorboardX.SummaryWriter(str(directory), purge_step=purge_step))
+    return _TensorBoard(
+        lambda purge_step: tensorboardX.SummaryWriter(str(pathlib.Path(directory).expanduser()), purge_step=purge_step)
+    )
 
 
 class _TensorBoard:

@@ -25,7 +25,7 @@ def minibatches(support: Any, batch_size: int | None, num_steps: int, key: chex.
     if batch_size > num_examples:
         raise ValueError(f"`inner_batch_size` is {batch_size}, but the support has {num_examples} examples.")
     assert key is not None
-    rounds = jax.random.split(key, math.ceil(num_steps * batch_size / num_examples))
+    rounds = jax.random.split(key, max(1, math.ceil(num_steps * batch_size / num_examples)))
     order = jax.vmap(lambda key: jax.random.permutation(key, num_examples))(rounds).reshape(-1)
     order = order[: num_steps * batch_size].reshape(num_steps, batch_size)
     return lambda step: jax.tree.map(lambda leaf: jnp.take(leaf, order[step], axis=0), support)

@@ -10,8 +10,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from jaxmaml import checks
+from jaxmaml.jax_internals import vary
 from jaxmaml.types import Outcome, Task
 
 #: See the module's docstring.
@@ -62,7 +64,8 @@ def multi_step(weights: Callable[[jax.Array], jax.Array]) -> Objective:
 
             def judge(fast_params, index):
                 def skip(*args):
-                    return jax.tree.map(lambda out: jnp.zeros(out.shape, out.dtype), jax.eval_shape(query_loss, *args))
+                    shapes = jax.eval_shape(query_loss, *args)
+                    return vary(jax.tree.map(lambda out: jnp.zeros(out.shape, out.dtype), shapes), like=args)
 
                 if isinstance(index, int):  # The last step's is reported, whatever its weight.
                     return query_loss(fast_params, task.query, index)
@@ -134,7 +137,8 @@ def displacement(inner_loop, query_loss):
 def chaser(num_steps: int) -> Objective:
     r"""Build the chaser loss: `1/2 ||phi_K - phi_{K+s}||^2`, where the leader `phi_{K+s}` is a constant.
 
-    The leader goes on from `phi_K` for `s = num_steps` inner steps on support and query together.
+    The leader goes on from `phi_K` for `s = num_steps` inner steps on support and query together: steps
+    `K ... K + s - 1` of the inner rule, whose state goes on too.
 
     Args:
       num_steps: `s`; >= 1.
@@ -147,11 +151,9 @@ def chaser(num_steps: int) -> Objective:
 
     def objective(inner_loop, query_loss):
         def value(meta, task: Task, key, step):
-            fast_params, trace = inner_loop(meta, task.support, key=key)
-            loss, aux = query_loss(fast_params, task.query)
             both = jax.tree.map(lambda s, q: jnp.concatenate([s, q]), task.support, task.query)
-            start = jax.lax.stop_gradient((fast_params, meta[1]))
-            leader, _ = inner_loop(start, both, num_inner_steps=num_steps, key=key)
+            fast_params, trace, leader = inner_loop(meta, task.support, key=key, then=(both, num_steps))
+            loss, aux = query_loss(fast_params, task.query)
             return _half_square(fast_params, leader), Outcome(loss, trace.support_loss, aux)
 
         return value
@@ -160,16 +162,19 @@ def chaser(num_steps: int) -> Objective:
 
 
 def before_adaptation(inner_loop, query_loss):
-    """The loss on the query before any inner step: joint training on all tasks, for baselines."""
+    """The loss on the query before any inner step: joint training on all tasks, for baselines.
+
+    Where adaptation has a `start`, that is what is judged.
+    """
 
     def value(meta, task: Task, key, step):
-        loss, aux = query_loss(meta[0], task.query, 0)
-        return loss, Outcome(loss, jnp.zeros((0,), loss.dtype), aux)
+        params, trace = inner_loop(meta, task.support, num_inner_steps=0, key=key)
+        loss, aux = query_loss(params, task.query, 0)
+        return loss, Outcome(loss, trace.support_loss, aux)
 
     return value
 
 
 def _half_square(params, constants) -> jax.Array:
     constants = jax.lax.stop_gradient(constants)
-    squares = jax.tree.map(lambda p, c: jnp.sum(jnp.square(p - c)), params, constants)
-    return 0.5 * jnp.asarray(sum(jax.tree.leaves(squares)))
+    return 0.5 * optax.tree.norm(jax.tree.map(jnp.subtract, params, constants), squared=True)

@@ -80,6 +80,11 @@ class Execution(TypedDict, total=False):
       matmul_precision: Of the products in `loss_fn`, as `jax.default_matmul_precision` takes it:
         `"bfloat16"`, `"tensorfloat32"`, `"float32"`, `"BF16_BF16_F32"` ...; `None`, the default, for the
         platform's own.
+      rewrite: Whether the traced program of the loss and of the outer step may be rewritten: maxima and minima get
+        derivatives that compare no value which the compiler may have rounded differently, and matrix products on a CPU
+        the operand order that it is fast at. `True` by default; with `False` the program runs as plain JAX has it. The
+        environment variable `JAXMAML_REWRITE=0` switches both off for every learner, and makes the layers in
+        `jaxmaml.nn` plain JAX as well.
     """
 
     chunk_size: int | Literal["auto"] | None
@@ -87,6 +92,7 @@ class Execution(TypedDict, total=False):
     mesh: Mesh | None
     remat: Literal["none", "gradients", "steps", "recursive"]
     matmul_precision: str | None
+    rewrite: bool
 
 
 class Axes(Execution, total=False):
@@ -132,6 +138,7 @@ class Options(NamedTuple):
     mesh: Mesh | None = None
     remat: str = "gradients"
     matmul_precision: str | None = None
+    rewrite: bool = True
     derivative: str | Implicit | Evolution = "mixed"
     adapted: Leaves = None
     start: Callable[[PyTree, Any], PyTree] | None = None
@@ -182,6 +189,7 @@ def _check_execution(options: Options) -> None:
         kind = type(options.mesh).__name__
         raise TypeError(f"`mesh` must be a jax.sharding.Mesh such as jaxmaml.task_mesh(), got {kind}.")
     checks.one_of("remat", options.remat, ("none", "gradients", "steps", "recursive"))
+    checks.boolean("rewrite", options.rewrite)
     try:
         with jax.default_matmul_precision(options.matmul_precision):
             pass

@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import optax
 
 from jaxmaml import checks, leaves, meta_gradients, objectives
+from jaxmaml.exact import with_exact_derivatives
 from jaxmaml.inner_loop import make_inner_loop, masks, of_step
+from jaxmaml.jax_internals import vary
 from jaxmaml.options import Axes, Evolution, Implicit, Options, complete
 from jaxmaml.products import reordered
 from jaxmaml.query_chunks import mean_over_chunks
-from jaxmaml.rules import as_inner_rule, check_differentiable_at_zero
+from jaxmaml.rules import as_inner_rule, check_differentiable_at_zero, check_usable
 from jaxmaml.task_axis import over_tasks
 from jaxmaml.types import InnerRule, LossFn, MetaInfo, MetaLearner, MetaState, PyTree, Task
 
@@ -34,30 +36,41 @@ def make_learner(
         if options.objective is builder:
             name = f"jaxmaml.objectives.{builder.__name__}"
             raise TypeError(f"`objective` must be what {name}(...) returns, got that function itself.")
+    if options.objective is objectives.displacement:
+        for name in ("adapted", "per_step"):
+            if getattr(options, name) is not None:
+                raise ValueError(
+                    f"`{name}` does not go with the objective `displacement` (Reptile): it follows adapted parameters, "
+                    "so that leaves which no inner step moves would never be learned."
+                )
+    if options.start is not None:
+        options = options._replace(start=with_exact_derivatives(options.start, options.rewrite))
     rule = as_inner_rule(inner_optimizer)
-    if options.derivative in ("mixed", "reverse") and options.objective not in _NOT_THROUGH_THE_RULE:
+    is_differentiated = options.derivative in ("mixed", "reverse") and options.objective not in _NOT_THROUGH_THE_RULE
+    if is_differentiated:
         check_differentiable_at_zero(rule)
     loss_fn = _with_precision(checks.with_checked_output(loss_fn), options.matmul_precision)
+    loss_fn = with_exact_derivatives(loss_fn, options.rewrite)
     inner_loop = make_inner_loop(loss_fn, rule, options)
     outer = optax.with_extra_args_support(outer_optimizer)
-    gradient = reordered(_meta_gradient(loss_fn, rule, training_steps, options), options.mesh is not None)
+    gradient = _meta_gradient(loss_fn, rule, training_steps, options)
+    gradient = reordered(gradient, options.mesh is not None, options.rewrite)
     mean_gradient = over_tasks(gradient, options.chunk_size, options.mesh)
 
     def init(params: PyTree) -> MetaState:
         params = checks.params(params)
         moving, per_step = masks(params, options)
-        rule_params = checks.floating("rule_params", rule.init_params(leaves.split(params, moving)[0]))
-        if isinstance(options.derivative, Implicit) and jax.tree.leaves(rule_params):
-            raise ValueError(
-                "`inner_optimizer` has parameters to learn, which implicit derivatives cannot: the minimum does not "
-                "depend on the way to it."
-            )
+        adapted, _ = leaves.split(params, moving)
+        if not isinstance(inner_optimizer, InnerRule):
+            check_usable("inner_optimizer", inner_optimizer, adapted, _GIVEN_TO_RULES, is_differentiated)
+        rule_params = checks.floating("rule_params", rule.init_params(adapted))
+        if jax.tree.leaves(rule_params):
+            _check_learns(options)
         params = leaves.with_steps(params, per_step, training_steps)
+        packed = _pack(params, rule_params)
+        check_usable("outer_optimizer", outer_optimizer, packed, ("value",), differentiated=False)
         return MetaState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            rule_params=rule_params,
-            opt_state=outer.init(_pack(params, rule_params)),
+            step=jnp.zeros((), jnp.int32), params=params, rule_params=rule_params, opt_state=outer.init(packed)
         )
 
     def adapt(state: MetaState, support: Any, *, num_inner_steps: int | None = None, observe=None):
@@ -75,6 +88,7 @@ def make_learner(
     def update(state: MetaState, tasks: Task) -> tuple[MetaState, MetaInfo]:
         checks.state(state)
         num_tasks = checks.tasks(tasks)
+        checks.placement(tasks, options.mesh)
         moving, _ = masks(state.params, options)
         fresh_rule = jax.eval_shape(rule.init_params, leaves.split(state.params, moving)[0])
         checks.same_structure("state.rule_params", state.rule_params, fresh_rule)
@@ -82,14 +96,16 @@ def make_learner(
         checks.same_structure("state.opt_state", state.opt_state, fresh)
         key = _key(state.step, options)
         keys = None if key is None else jax.random.split(key, num_tasks)
-        meta = (state.params, state.rule_params)
+        # Within a `jax.shard_map` of the caller's, each device takes a step of its own.
+        meta = vary((state.params, state.rule_params), like=tasks)
         out, grads = mean_gradient(meta, state.step, (tasks, keys))
         packed, grads = _pack(*meta), _pack(*grads)
         updates, opt_state = outer.update(grads, state.opt_state, packed, value=jnp.mean(out.query_loss))
         params, rule_params = _unpack(optax.apply_updates(packed, updates), state.rule_params)
         if isinstance(options.derivative, Implicit):
             meta_gradients.warn_where_unsolved(out.diagnostics, options.derivative)
-        norm = optax.tree.norm(grads)
+        # In float32 at least: squares of half precision would overflow.
+        norm = optax.tree.norm(jax.tree.map(meta_gradients.wide, grads))
         info = MetaInfo(out.query_loss, out.support_loss, norm, out.aux, out.diagnostics)
         return MetaState(state.step + 1, params, rule_params, opt_state), info
 
@@ -98,6 +114,21 @@ def make_learner(
 
 # The inner optimizer is not differentiated on the way to these.
 _NOT_THROUGH_THE_RULE = (objectives.displacement, objectives.before_adaptation)
+# What an inner rule gets beside gradient, state and parameters.
+_GIVEN_TO_RULES = ("value", "grad", "value_fn")
+
+
+def _check_learns(options: Options) -> None:
+    """Raise where the parameters of an inner rule would never be learned."""
+    reason = None
+    if isinstance(options.derivative, Implicit):
+        reason = "implicit derivatives do not: the minimum does not depend on the way to it"
+    elif options.objective is objectives.displacement:
+        reason = "the objective `displacement` (Reptile) does not: it does not differentiate the inner loop"
+    elif options.objective is objectives.before_adaptation:
+        reason = "the objective `before_adaptation` (joint training) does not: it takes no inner step"
+    if reason:
+        raise ValueError(f"`inner_optimizer` has parameters that the outer loop has to learn, and {reason}.")
 
 
 def _meta_gradient(loss_fn, rule: InnerRule, num_inner_steps: int, options: Options) -> meta_gradients.MetaGradient:
@@ -127,7 +158,8 @@ def _key(step: jax.Array, options: Options):
     """Of an outer step; `None` where nothing is random."""
     if options.inner_batch_size is None and not isinstance(options.derivative, Evolution):
         return None
-    return jax.random.fold_in(jax.random.key(options.seed), step)
+    # Of threefry whatever JAX's default is: the draws are the same in chunks of any size.
+    return jax.random.fold_in(jax.random.key(options.seed, impl="threefry2x32"), step)
 
 
 def _pack(params: PyTree, rule_params: PyTree) -> PyTree:

@@ -1,15 +1,16 @@
 """Matrix products in the form that a CPU is fast at."""
 
+import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax import lax
-from jax.extend import core as jex_core
 
-from jaxmaml.deferred import implemented
-from jaxmaml.rewriting import rewritten
-from jaxmaml.sums import inlined, merged
+from jaxmaml.deferred import implementation
+from jaxmaml.jax_internals import DOT_GENERAL
+from jaxmaml.rewriting import is_enabled, rewritten
 
 # The slope of a kernel, `X^T dY`, sums over the rows of both operands: a product that XLA's CPU backend does not give
 # to its fast library. With one operand transposed first it does. Measured on one core, that takes 0.6 to 0.95 of the
@@ -21,7 +22,7 @@ _RESULT_SIZE = 1 << 18
 _FEW_ROWS = 32
 
 
-def reordered(function: Callable, one_thread: bool) -> Callable:
+def reordered(function: Callable, one_thread: bool, rewrite: bool = True) -> Callable:
     """`function` with such products, in whatever loops it has, transposed first where that is faster; CPU only.
 
     It works on what `function` becomes once it is traced, after all derivatives and batching of its own: no rule for
@@ -30,19 +31,16 @@ def reordered(function: Callable, one_thread: bool) -> Callable:
     Args:
       function: Of pytrees of arrays.
       one_thread: Whether a device has one thread only, as those of a mesh have.
+      rewrite: `False` to leave `function` as it is.
     """
 
-    def prepared(jaxpr):
-        whole = implemented(jaxpr, one_thread)
-        return whole.replace(eqns=merged(whole))
+    def replacement(eqn: Any) -> Callable | None:
+        if eqn.primitive is DOT_GENERAL and _gains(eqn, one_thread):
+            return functools.partial(_product, params=eqn.params)
+        return implementation(eqn, one_thread)
 
-    def replaced(eqn):
-        if eqn.primitive is jex_core.primitives.dot_general_p and _gains(eqn, one_thread):
-            return inlined(lambda x, y: _product(x, y, eqn.params), eqn.invars, eqn)
-        return None
-
-    rewriting = rewritten(function, replaced, prepared)
-    return lambda *args: (rewriting if jax.default_backend() == "cpu" else function)(*args)
+    fast = rewritten(function, replacement)
+    return lambda *args: (fast if jax.default_backend() == "cpu" and is_enabled(rewrite) else function)(*args)
 
 
 def _gains(eqn, one_thread: bool) -> bool:
@@ -52,14 +50,14 @@ def _gains(eqn, one_thread: bool) -> bool:
     first = tuple(range(len(x_batch) + len(x_rows)))
     if (*x_batch, *x_rows) != first or (*y_batch, *y_rows) != first or x.dtype != "float32" or y.dtype != "float32":
         return False
-    if min(x.ndim, y.ndim) == len(first) or eqn.outvars[0].aval.size > _RESULT_SIZE:
+    if not x_rows or min(x.ndim, y.ndim) == len(first) or eqn.outvars[0].aval.size > _RESULT_SIZE:
         return False
     wide, narrow = sorted((x.size, y.size), reverse=True)
     few_rows = math.prod(x.shape[axis] for axis in x_rows) <= _FEW_ROWS
     return few_rows or (one_thread and (narrow <= _CACHED_SIZE or wide >= _RATIO * narrow))
 
 
-def _product(x, y, params):
+def _product(x, y, *, params):
     """The smaller operand's columns before its rows; behind a barrier, or XLA would undo it.
 
     The second's where both are as large: JAX transposes a dense kernel's slope after, and so once more is not at all.
@@ -74,7 +72,7 @@ def _product(x, y, params):
 
     def dot(columns_first, rows_first):
         last = tuple(range(columns_first.ndim - len(rows), columns_first.ndim))
-        return lax.dot_general_p.bind(
+        return DOT_GENERAL.bind(
             columns_first, rows_first, **{**params, "dimension_numbers": ((last, rows), (batch, batch))}
         )
 

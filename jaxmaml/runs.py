@@ -49,8 +49,8 @@ def beginning(state: MetaState, key: Any) -> Run:
 
 
 def folder_of(directory: str | os.PathLike) -> epath.Path:
-    """An absolute path, as Orbax wants it; one in the cloud (`gs://...`) is as it is."""
-    return epath.Path(directory if "://" in str(directory) else pathlib.Path(directory).absolute())
+    """An absolute path, as Orbax wants it, from home where it begins with `~`; one in the cloud (`gs://`) as it is."""
+    return epath.Path(directory if "://" in str(directory) else pathlib.Path(directory).expanduser().absolute())
 
 
 def manager_of(folder: epath.Path, options: ocp.CheckpointManagerOptions | None = None) -> ocp.CheckpointManager:

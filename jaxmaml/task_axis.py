@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxmaml import checks
+from jaxmaml.jax_internals import flag, set_flag, vary
 from jaxmaml.types import PyTree
 from jaxmaml.working_set import tasks_that_fit
 
@@ -44,13 +45,13 @@ def task_mesh(num_devices: int | None = None) -> Mesh:
     wanted = None if num_devices is None else checks.positive_int("num_devices", num_devices)
     cores = _num_cores()
     flags = os.environ.get("XLA_FLAGS", "")
-    chosen = getattr(jax.config, "jax_num_cpu_devices", -1)
+    chosen = flag("jax_num_cpu_devices", -1)
     number = (wanted or cores) if chosen == -1 else chosen
     try:
         # Once JAX has started, it refuses another number, and what is set below would only change what processes
         # started from here compile.
-        jax.config.update("jax_num_cpu_devices", number + 1)
-        jax.config.update("jax_num_cpu_devices", number)
+        set_flag("jax_num_cpu_devices", number + 1)
+        set_flag("jax_num_cpu_devices", number)
         if chosen == -1 and wanted and wanted < cores:
             # XLA's pool has a thread for each core, and hands work from one to another however many devices.
             os.environ.setdefault("PJRT_NPROC", str(wanted))
@@ -118,24 +119,16 @@ def _in_chunks(gradient: SumGradient, chunk_size: int | str | None, alone: bool)
         if size == num_tasks:
             return gradient(meta, step, tasks, weights)
         filled = _filled((tasks, weights), size)
-        # The slope of a convolution's kernel leaves its product with the filters first (`products.reordered`), where a
-        # device has one thread. Summed like that it is turned once, and not with each chunk: 0.96 to 1 of the time.
-        turns = not alone and jax.default_backend() == "cpu"
-
-        def turned(leaf, source, destination):
-            return jnp.moveaxis(leaf, source, destination) if turns and leaf.ndim > 2 else leaf
 
         def add_chunk(total, first):
             # Sliced in place: a scan over chunks would copy all tasks into its loop.
             chunk = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, size), filled)
             out, grads = gradient(meta, step, *chunk)
-            return jax.tree.map(lambda t, g: t + turned(g, -1, 0).astype(t.dtype), total, grads), out
+            return jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, grads), out
 
         # Half-precision gradients are summed in float32: many small terms would vanish.
         zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)), meta)
-        zeros = jax.tree.map(lambda leaf: turned(leaf, -1, 0), zeros)
-        total, out = jax.lax.scan(add_chunk, zeros, jnp.arange(0, _number(filled), size))
-        total = jax.tree.map(lambda leaf: turned(leaf, 0, -1), total)
+        total, out = jax.lax.scan(add_chunk, vary(zeros, like=(meta, tasks)), jnp.arange(0, _number(filled), size))
         joined = jax.tree.map(lambda leaf: leaf.reshape(leaf.shape[0] * size, *leaf.shape[2:])[:num_tasks], out)
         return joined, total
 

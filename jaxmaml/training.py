@@ -4,6 +4,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import chex
 import jax
@@ -32,7 +33,10 @@ class _Stopped(BaseException):
 
 
 class NonFiniteError(_Stopped, FloatingPointError):
-    """The meta-loss, its gradient or the new parameters were not finite; training stopped before that step.
+    """A loss, the meta-gradient or the new state was not finite; training stopped before that step.
+
+    Looked at are the query and support losses, the norm of the meta-gradient, and everything in the state: parameters,
+    what an inner rule has learned and the outer optimizer's state.
 
     Attributes:
       state: The last finite state.
@@ -148,8 +152,8 @@ def fit(
             made_by = _made_by(learner, state, sample_task, key, num_tasks, validation)
             store = stack.enter_context(Store(checkpoints, state, made_by))
             run = store.latest(run)
-        if int(run.state.step) > int(state.step):
-            forget_after(writers, int(run.state.step))
+            if store.goes_on:
+                forget_after(writers, int(run.state.step))
         was_interrupted = stack.enter_context(interrupts.deferred())
         advance = stack.enter_context(progress_bar(int(run.state.step), end, enabled=progress))
         try:
@@ -198,10 +202,15 @@ def _first(count: int, tree):
 
 def _means(history: MetaInfo) -> dict[str, float]:
     """What a dispatch reports of its steps."""
-    values = {"query_loss": float(history.query_loss.mean())}
+    values = {"query_loss": _mean(history.query_loss)}
     if isinstance(history.aux, Mapping) and isinstance(history.aux.get("accuracy"), np.ndarray):
-        values["accuracy"] = float(history.aux["accuracy"].mean())
-    return values | {"grad_norm": float(history.grad_norm.mean())}
+        values["accuracy"] = _mean(history.aux["accuracy"])
+    return values | {"grad_norm": _mean(history.grad_norm)}
+
+
+def _mean(values: Any) -> float:
+    """In float64: NumPy would add up numbers of half precision in half precision."""
+    return float(np.mean(values, dtype=np.float64))
 
 
 def _made_by(learner, state, sample_task, key, num_tasks, validation) -> dict[str, str | None]:
@@ -233,9 +242,11 @@ def _non_finite(state: MetaState, histories: list[MetaInfo], failed_at: int) -> 
     last = histories[-1]
     return NonFiniteError(
         f"The meta-loss became non-finite at outer step {int(state.step)}, or the step itself was: query loss "
-        f"{last.query_loss[failed_at]}, norm of the meta-gradient {last.grad_norm[failed_at]}. The state before it is "
-        "this error's `state`, and `history` ends with it. Usual causes: an inner step size that diverges, an outer "
-        "one that is too large (clip its gradient), or a norm or square root at zero in `loss_fn`.",
+        f"{last.query_loss[failed_at]}, support losses {last.support_loss[failed_at].tolist()}, norm of the "
+        f"meta-gradient {last.grad_norm[failed_at]}. The state before it is this error's `state`, and `history` ends "
+        "with it. Usual causes: an inner step size that diverges, an outer one that is too large (clip its gradient), "
+        "labels outside of 0 ... num_ways - 1, an inner rule whose derivative is not finite where a gradient is zero, "
+        "or a norm or square root at zero in `loss_fn`.",
         state,
         _joined([*histories[:-1], _first(failed_at + 1, last)]),
     )

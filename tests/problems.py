@@ -1,6 +1,8 @@
 """Small problems that many tests share."""
 
+import functools
 import itertools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -94,6 +96,12 @@ class QuickClassifier(linen.Module):
         return dense(x) if head else x
 
 
+def as_users_compile(function):
+    """`jax.jit(function)` with XLA's present emitters, which fuse, and so round, otherwise than those of the tests."""
+    quick = "xla_cpu_use_fusion_emitters=false" in os.environ.get("XLA_FLAGS", "")
+    return jax.jit(function, compiler_options={"xla_cpu_use_fusion_emitters": True} if quick else None)
+
+
 def flat(tree):
     return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)])
 
@@ -101,8 +109,26 @@ def flat(tree):
 def meta_gradient(learner, params, tasks):
     """The meta-gradient, read off a step of plain gradient descent of size 1."""
     state = learner.init(params)
-    new_state, _ = jax.jit(learner.update)(state, tasks)
+    new_state, _ = as_users_compile(learner.update)(state, tasks)
     return flat(state.params) - flat(new_state.params)
+
+
+def plain_gradient(loss_fn, inner, num_inner_steps, params, tasks):
+    """MAML's meta-gradient in plain JAX, operation by operation: what any way to compute it should give."""
+
+    def query_loss(params, task):
+        state = inner.init(params)
+        for _ in range(num_inner_steps):
+            updates, state = inner.update(jax.grad(loss_fn)(params, task.support), state, params)
+            params = optax.apply_updates(params, updates)
+        return loss_fn(params, task.query)
+
+    def meta_loss(params):
+        singles = [jax.tree.map(lambda leaf, i=i: leaf[i], tasks) for i in range(jax.tree.leaves(tasks)[0].shape[0])]
+        return functools.reduce(jnp.add, [query_loss(params, task) for task in singles]) / len(singles)
+
+    with jax.disable_jit():
+        return flat(jax.grad(meta_loss)(params))
 
 
 def maml(loss_fn, inner=None, num_inner_steps=3, **options):

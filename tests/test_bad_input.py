@@ -338,6 +338,66 @@ MALFORMED = {
     ),
     "clip at zero": (lambda: jaxmaml.clip_by_global_norm(0.0), ValueError, "`max_norm` must be > 0"),
     "no ways": (lambda: jaxmaml.nn.Conv4.omniglot(0), ValueError, "`num_ways` must be >= 1"),
+    # what would never be learned
+    "Reptile of a head": (
+        lambda: jaxmaml.reptile(problems.quadratic_loss, SGD, SGD, num_inner_steps=1, adapted="theta"),
+        ValueError,
+        r"`adapted` does not go with the objective `displacement` \(Reptile\)",
+    ),
+    "Reptile of leaves for each step": (
+        lambda: jaxmaml.reptile(problems.quadratic_loss, SGD, SGD, num_inner_steps=1, per_step="theta"),
+        ValueError,
+        "`per_step` does not go with the objective `displacement`",
+    ),
+    "Reptile with rates": (
+        lambda: jaxmaml.reptile(problems.quadratic_loss, jaxmaml.rules.learned_rates(0.1), SGD, num_inner_steps=1).init(
+            PARAMS
+        ),
+        ValueError,
+        "`inner_optimizer` has parameters that the outer loop has to learn, .* does not differentiate the inner loop",
+    ),
+    "joint training with rates": (
+        lambda: jaxmaml.joint_training(
+            problems.quadratic_loss, jaxmaml.rules.learned_rates(0.1), SGD, num_inner_steps=1
+        ).init(PARAMS),
+        ValueError,
+        "`inner_optimizer` has parameters that the outer loop has to learn, .* it takes no inner step",
+    ),
+    # transformations that need more than they get
+    **{
+        f"outer {name}": (
+            lambda transform=transform: make(outer=transform()).init(PARAMS),
+            TypeError,
+            "`outer_optimizer` cannot be used here: it is called with gradients, its state, the parameters and value,",
+        )
+        for name, transform in {
+            "SAM": lambda: optax.contrib.sam(SGD, SGD),
+            "lookahead": lambda: optax.lookahead(SGD, 5, 0.5),
+            "L-BFGS": optax.lbfgs,
+            "line search": lambda: optax.chain(SGD, optax.scale_by_backtracking_linesearch(5)),
+        }.items()
+    },
+    "inner SAM": (
+        lambda: make(inner=optax.contrib.sam(SGD, SGD)).init(PARAMS),
+        TypeError,
+        "`inner_optimizer` cannot be used here: .* SAM takes gradients at two points",
+    ),
+    "inner L-BFGS": (
+        lambda: make(inner=optax.lbfgs()).init(PARAMS),
+        TypeError,
+        "`inner_optimizer` cannot be used here: .* differentiated in reverse, and fails",
+    ),
+    "inner RAdam": (
+        lambda: make(inner=optax.radam(0.1, eps_root=1e-8)),
+        ValueError,
+        "`inner_optimizer` has a NaN derivative within its first 3 steps, whatever the gradient",
+    ),
+    "inner DoG": (
+        lambda: make(inner=optax.contrib.dog()),
+        ValueError,
+        "`inner_optimizer` has a NaN derivative within its first 3 steps, whatever the gradient",
+    ),
+    "rewriting by a number": (lambda: make(rewrite=1), TypeError, "`rewrite` must be a bool, got 1"),
     "pool a pixel": (lambda: jaxmaml.nn.max_pool(jnp.ones((1, 1, 1, 1))), ValueError, "at least 2 x 2 pixels"),
 }
 
@@ -354,6 +414,25 @@ def test_the_same_errors_under_jit(case):
     call, error, message = MALFORMED[case]
     with pytest.raises(error, match=message):
         jax.jit(call)()
+
+
+def test_adam_is_found_out_while_nans_are_debugged():
+    with jax.debug_nans(True), pytest.raises(ValueError, match="eps_root"):
+        make(inner=optax.adam(0.1))
+
+
+def test_tasks_on_a_mesh_of_explicit_axes():
+    """Those of `jax.make_mesh` by default: with that mesh they are split, and without it the error says what to do."""
+    mesh = jax.make_mesh((2,), ("devices",))
+    tasks = jax.device_put(jaxmaml.Task(jnp.ones((4, 2)), jnp.ones((4, 2))), jax.NamedSharding(mesh, jax.P("devices")))
+    state, _ = update(tasks, mesh=mesh)
+    np.testing.assert_allclose(state.params["theta"], 0.1 * 0.9**2 * np.ones(2), rtol=1e-6)
+    expected = r"`tasks` must not be split over Explicit axes of another mesh: tasks\.support is split over devices"
+    for options in ({}, {"chunk_size": 1}, {"mesh": jaxmaml.task_mesh()}):
+        with pytest.raises(ValueError, match=expected):
+            update(tasks, **options)
+    with pytest.raises(ValueError, match=expected):
+        evaluate(tasks, None)
 
 
 def test_adam_is_welcome_where_it_is_harmless():

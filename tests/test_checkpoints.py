@@ -226,3 +226,11 @@ def test_bad_settings(learner, case):
     options, error, message = BAD[case]
     with pytest.raises(error, match=message):
         fit(learner, 2, **options)
+
+
+def test_home_is_expanded(learner, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    state, _ = fit(learner, 2, checkpoints=jaxmaml.Checkpoints("~/run"), metrics=jaxmaml.metrics.jsonl("~/run.jsonl"))
+    chex.assert_trees_all_equal(jaxmaml.restore("~/run", state), state)
+    assert (tmp_path / "run").is_dir()
+    assert (tmp_path / "run.jsonl").exists()

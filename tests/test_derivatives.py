@@ -11,7 +11,8 @@ from flax import linen
 from jax.experimental.ode import odeint
 
 import jaxmaml
-from jaxmaml.derivatives import _trusted_module, inner_gradient
+from jaxmaml.derivatives import inner_gradient
+from jaxmaml.jax_internals import trusted_module
 from tests import problems
 
 EXACT = ("mixed", "reverse")
@@ -215,9 +216,9 @@ def test_a_custom_vjp_of_jax_without_a_forward_mode_falls_back(x64, quick_compil
 
 def test_neighbours_with_a_similar_name_are_not_trusted():
     site_packages = pathlib.Path(jax.__file__).parents[1]
-    assert _trusted_module(str(site_packages / "jax" / "_src" / "nn" / "functions.py")) is not None
-    assert _trusted_module(str(site_packages / "jaxopt" / "loss.py")) is None
-    assert _trusted_module(None) is None
+    assert trusted_module(str(site_packages / "jax" / "_src" / "nn" / "functions.py")) is not None
+    assert trusted_module(str(site_packages / "jaxopt" / "loss.py")) is None
+    assert trusted_module(None) is None
 
 
 def test_stop_gradient_inside_the_loss(x64, quick_compiles):

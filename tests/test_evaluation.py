@@ -67,6 +67,27 @@ def test_chunks_change_nothing(chunk_size):
     chex.assert_trees_all_close(evaluate(chunk_size=chunk_size), evaluate(chunk_size=30), rtol=1e-6)
 
 
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_any_kind_of_key_draws_the_same_tasks_in_other_chunks(impl):
+    learner = problems.maml(problems.mlp_loss)
+    state, sample = learner.init(problems.mlp_params()), jaxmaml.tasks.sinusoid(5, 5)
+    one, three, all_ = (
+        jaxmaml.evaluate(
+            learner,
+            problems.mlp_loss,
+            state,
+            sample,
+            jax.random.key(4, impl=impl),
+            num_inner_steps=1,
+            num_tasks=7,
+            chunk_size=chunk_size,
+        ).query_loss.per_task
+        for chunk_size in (1, 3, None)
+    )
+    np.testing.assert_allclose(three, one, rtol=1e-5)
+    np.testing.assert_allclose(all_, one, rtol=1e-5)
+
+
 def test_the_same_key_draws_the_same_tasks_and_jit_changes_nothing():
     learner, state = quadratic_learner()
     evaluate = functools.partial(

@@ -1,5 +1,6 @@
 """Loss functions in the learners' form."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -22,8 +23,10 @@ def test_cross_entropy_in_nats_and_accuracy():
 
 @pytest.mark.parametrize("label", [-1, 3])
 def test_a_label_out_of_range_is_not_silently_another(label):
-    loss, _ = jaxmaml.cross_entropy(lambda w, x: x)(None, (jnp.zeros((1, 3)), jnp.array([label])))
+    loss_fn = jaxmaml.cross_entropy(lambda w, x: w * x)
+    (loss, _), gradient = jax.value_and_grad(loss_fn, has_aux=True)(1.0, (jnp.eye(2, 3), jnp.array([1, label])))
     assert jnp.isnan(loss)
+    assert jnp.isnan(gradient)
 
 
 def test_a_dead_model_is_never_right():

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.extend import core as jex_core
 
 import jaxmaml
+from jaxmaml.jax_internals import jaxprs_in_params
 from jaxmaml.products import reordered
 from tests import problems
 
@@ -19,16 +19,8 @@ def slopes(jaxpr):
         if eqn.primitive.name == "dot_general":
             (x_rows, y_rows), (batch, _) = eqn.params["dimension_numbers"]
             total += x_rows == y_rows == (len(batch),)
-        total += sum(slopes(inside) for inside in jex_core.jaxprs_in_params(eqn.params))
+        total += sum(slopes(inside) for inside in jaxprs_in_params(eqn.params))
     return total
-
-
-def in_batches(jaxpr):
-    """How many products are one for each task."""
-    own = sum(
-        eqn.primitive.name == "dot_general" and eqn.params["dimension_numbers"][1] != ((), ()) for eqn in jaxpr.eqns
-    )
-    return own + sum(in_batches(inside) for eqn in jaxpr.eqns for inside in jex_core.jaxprs_in_params(eqn.params))
 
 
 def slope(x, y):
@@ -80,64 +72,3 @@ def test_an_outer_step_has_them_reordered():
     params, tasks = problems.mlp_params(), problems.mlp_tasks(2)
     learner = jaxmaml.maml(problems.mlp_loss, optax.sgd(0.1), optax.sgd(1.0), num_inner_steps=2)
     assert slopes(jax.make_jaxpr(learner.update)(learner.init(params), tasks).jaxpr) == 0
-
-
-def total(x, y):
-    return jnp.sum(jax.vmap(slope)(x, y), 0)
-
-
-def total_of_two(x, y):
-    """As a forward-over-reverse pass makes them: two products, added, transposed."""
-    return jnp.sum(jax.vmap(lambda x, y: (slope(x, y) + slope(jnp.sin(x), jnp.cos(y))).T)(x, y), 0)
-
-
-def total_over_two_axes(x, y):
-    return jnp.sum(jax.vmap(jax.vmap(slope))(x, y), (0, 1))
-
-
-def total_and_each(x, y):
-    each = jax.vmap(slope)(x, y)
-    return jnp.sum(each, 0), jnp.sin(each)
-
-
-def total_of_one_axis(x, y):
-    return jnp.sum(jax.vmap(jax.vmap(slope))(x, y), 0)
-
-
-def total_with_another_term(x, y):
-    each = jax.vmap(slope)(x, y)
-    return jnp.sum(each + jnp.ones_like(each), 0)
-
-
-@pytest.mark.parametrize(
-    ("function", "shape", "left"),
-    [
-        (total, (3, 40), 0),
-        (total_of_two, (3, 40), 0),
-        (total_over_two_axes, (2, 3, 40), 0),
-        (lambda x, y: jax.lax.map(lambda pair: total(*pair), (x, y)), (2, 3, 40), 0),
-        (total_and_each, (3, 8), 1),  # Few rows: the sum is computed by itself.
-        (total_and_each, (3, 40), 1),
-        (total_of_one_axis, (2, 3, 40), 1),
-        (total_with_another_term, (3, 40), 1),
-    ],
-)
-def test_sums_of_products_are_one_product(x64, function, shape, left):
-    rng = np.random.default_rng(0)
-    x, y = (jnp.asarray(rng.normal(size=(*shape, n))) for n in (5, 4))
-    ours = reordered(function, one_thread=False)
-    assert in_batches(jax.make_jaxpr(function)(x, y).jaxpr) > 0
-    jaxpr = jax.make_jaxpr(ours)(x, y).jaxpr
-    assert in_batches(jaxpr) == left
-    sums = sum(eqn.primitive.name == "reduce_sum" for eqn in jaxpr.eqns)
-    assert sums == (1 if left and not (function is total_and_each and shape == (3, 8)) else 0)
-    for a, b in zip(*(jax.tree.leaves(jax.jit(f)(x, y)) for f in (ours, function)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
-
-
-def test_the_gradient_of_shared_parameters_is_a_product_of_all_tasks_rows():
-    params, tasks = problems.mlp_params(), problems.mlp_tasks(3)
-    learner = jaxmaml.maml(problems.mlp_loss, optax.sgd(0.1), optax.sgd(1.0), num_inner_steps=1, chunk_size=None)
-    jaxpr = str(jax.make_jaxpr(learner.update)(learner.init(params), tasks))
-    # Each task has its inner gradient, and its direction of the second derivative; but not its meta-gradient.
-    assert jaxpr.count("f32[3,8,8] = dot_general") == 2

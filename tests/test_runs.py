@@ -1,8 +1,12 @@
 """Runs of training: what ends them loses nothing, what is damaged is passed over, what differs is told apart."""
 
 import json
+import pathlib
 import shutil
 import signal
+import subprocess
+import sys
+import textwrap
 
 import chex
 import jax
@@ -196,6 +200,42 @@ def test_metrics_of_another_run_stay(tmp_path):
     with pytest.raises(ValueError, match=r"metrics\.jsonl has lines that jaxmaml\.metrics\.jsonl did not write"):
         fit(4, checkpoints=saved, metrics=jaxmaml.metrics.jsonl(log))
     assert log.read_text() == "notes of mine\n"
+
+
+def test_metrics_of_a_run_killed_before_its_first_checkpoint_are_written_once(tmp_path):
+    log = tmp_path / "metrics.jsonl"
+
+    def killed_after(number):
+        program = f"""
+            import os, pathlib, sys
+            sys.path.insert(0, {str(pathlib.Path(__file__).parents[1])!r})
+            from tests import test_runs
+            stop = lambda state, history: int(state.step) == {number} and os._exit(9)
+            import jaxmaml
+            test_runs.fit(6, checkpoints=jaxmaml.Checkpoints({str(tmp_path / "run")!r}, every=100),
+                metrics=jaxmaml.metrics.jsonl({str(log)!r}), on_dispatch=stop)
+        """
+        return subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=False).returncode
+
+    assert killed_after(4) == 9
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [2, 4]
+    assert killed_after(-1) == 0
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [2, 4, 6]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_sampler_may_pass_its_key_on():
+    """To the loss, say, for dropout."""
+
+    def sample(key):
+        x = jnp.ones((2, 1))
+        return jaxmaml.Task((x, x, key), (x, x, key))
+
+    def loss_fn(params, batch):
+        x, y, key = batch
+        return problems.mlp_loss(params, (x + jax.random.normal(key, x.shape), y))
+
+    fit(2, jaxmaml.maml(loss_fn, optax.sgd(0.1), optax.sgd(0.1), num_inner_steps=1), sample=sample)
 
 
 def test_a_sampler_that_ignores_its_key_is_warned_of():

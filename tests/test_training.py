@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import rich
 
 import jaxmaml
-from jaxmaml import dispatch
+from jaxmaml.progress import track
 from tests import problems
 
 SAMPLE = jaxmaml.tasks.sinusoid(5, 5)
@@ -49,16 +50,42 @@ def test_halves_and_other_dispatches_give_the_same_bits(learner):
     chex.assert_trees_all_equal(whole, other)
 
 
-def test_tasks_are_drawn_ahead_only_where_they_are_small():
-    """Blocks of steps whose tasks are drawn at once: the most that divide a dispatch, in 128 kB."""
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_any_kind_of_key_gives_the_same_bits_in_other_dispatches(impl):
+    """One step a dispatch among them; `rbg` keys draw another batch than one by one."""
+    # Of its own, for another test has compiled the fixture's with few optimizations.
+    learner = jaxmaml.maml(problems.mlp_loss, optax.sgd(0.05), optax.adam(1e-2), num_inner_steps=2)
+    state, key = learner.init(problems.mlp_params()), jax.random.key(3, impl=impl)
+    options = {"num_steps": 6, "num_tasks": 3, "progress": False}
+    whole, _ = jaxmaml.fit(learner, state, SAMPLE, key, steps_per_dispatch=100, **options)
+    for steps_per_dispatch in (1, 2, 5):
+        other, _ = jaxmaml.fit(learner, state, SAMPLE, key, steps_per_dispatch=steps_per_dispatch, **options)
+        chex.assert_trees_all_equal(whole, other)
 
-    def ahead(num_points, capacity):
-        sample = jaxmaml.tasks.sinusoid(num_points, num_points)
-        return dispatch._steps_ahead(jax.eval_shape(lambda: dispatch.draw(sample, KEY, 4, 0)), capacity)
 
-    assert [ahead(8, capacity) for capacity in (1, 7, 12, 100, 4096)] == [1, 7, 12, 10, 16]
-    assert ahead(400, 100) == 5
-    assert ahead(4000, 100) == 1
+def test_metrics_are_means_in_full_precision(quick_compiles):
+    """NumPy adds up bfloat16 in bfloat16: of 2,000 losses around 3 nothing would be left but the first ones."""
+    learner = jaxmaml.maml(lambda p, b: jnp.mean(b) + 0 * p["w"], optax.sgd(0.1), optax.sgd(0.1), num_inner_steps=1)
+    state = learner.init({"w": jnp.zeros((), jnp.bfloat16)})
+
+    def sample(key):
+        x = 3 + jax.random.uniform(key, (2,), jnp.bfloat16)
+        return jaxmaml.Task(x, x)
+
+    seen = []
+    _, history = jaxmaml.fit(
+        learner,
+        state,
+        sample,
+        KEY,
+        num_steps=2000,
+        num_tasks=1,
+        steps_per_dispatch=2000,
+        progress=False,
+        metrics=lambda step, values: seen.append(values["query_loss"]),
+    )
+    assert history.query_loss.dtype == jnp.bfloat16
+    np.testing.assert_allclose(seen, np.mean(history.query_loss.astype(np.float64)), rtol=1e-6)
 
 
 def test_equal_calls_compile_once():
@@ -125,6 +152,50 @@ def test_a_step_to_infinity_is_not_taken():
     assert np.isfinite(caught.value.state.params["theta"]).all()
 
 
+def test_the_optimizer_state_is_looked_at():
+    """A second moment that overflows leaves the parameters as they are, and finite, for ever."""
+    learner = jaxmaml.maml(lambda p, b: 1e25 * p["w"], optax.sgd(0.0), optax.adam(0.1), num_inner_steps=1)
+    state = learner.init({"w": jnp.ones(())})
+    with pytest.raises(jaxmaml.NonFiniteError, match="outer step 0") as caught:
+        fit(learner, state, 3)
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(caught.value.state))
+
+
+@pytest.mark.parametrize("wrong", [1, 7, -1])
+def test_support_labels_out_of_range_are_found(wrong):
+    """The query's are right: without their gradient, the other examples would teach something all the same."""
+
+    def sample(key):
+        x = jax.random.normal(key, (4, 3))
+        labels = jnp.array([0, 1, 2, 0])
+        return jaxmaml.Task(
+            jaxmaml.Batch(x, labels.at[2].add(wrong) if wrong > 0 else labels.at[2].set(wrong)), (x, labels)
+        )
+
+    loss_fn = jaxmaml.cross_entropy(lambda params, x: x @ params["w"])
+    learner = jaxmaml.maml(loss_fn, optax.sgd(0.1), optax.sgd(0.1), num_inner_steps=1)
+    state = learner.init({"w": jnp.ones((3, 3))})
+    cause = r"support losses \[nan\].*labels outside of 0 ... num_ways - 1, an inner rule whose derivative"
+    with pytest.raises(jaxmaml.NonFiniteError, match=cause):
+        jaxmaml.fit(learner, state, sample, KEY, num_steps=3, num_tasks=2, progress=False)
+    judged = jaxmaml.evaluate(learner, loss_fn, state, sample, KEY, num_inner_steps=1, num_tasks=2)
+    assert np.isnan(judged.query_loss.mean[1])
+
+
+def test_a_support_loss_that_is_not_finite_is_found():
+    """It is only reported: no gradient depends on what makes it infinite."""
+
+    def loss_fn(params, batch):
+        return jnp.mean((params["w"] - batch) ** 2) + jax.lax.stop_gradient(jnp.where(batch[0] > 0, jnp.inf, 0.0))
+
+    def sample(key):
+        return jaxmaml.Task(jnp.ones(2) + jax.random.uniform(key, (2,)), -jnp.ones(2))
+
+    learner = jaxmaml.maml(loss_fn, optax.sgd(0.1), optax.sgd(0.1), num_inner_steps=1)
+    with pytest.raises(jaxmaml.NonFiniteError, match=r"support losses \[inf\]"):
+        jaxmaml.fit(learner, learner.init({"w": jnp.ones(())}), sample, KEY, num_steps=3, num_tasks=2, progress=False)
+
+
 def test_large_arrays_of_a_sampler_are_passed_and_not_compiled_in():
     images = np.random.default_rng(0).integers(0, 255, (8, 6, 8, 8, 1), np.uint8)
     sample = jaxmaml.tasks.image_episodes(images, num_ways=2, num_shots=1, num_queries=1)
@@ -151,3 +222,16 @@ def test_progress_is_shown_in_a_log_file_too(learner, capsys, monkeypatch):
     assert "query loss" in output
     fit(learner, learner.init(problems.mlp_params()), 2, steps_per_dispatch=1)
     assert capsys.readouterr().out == ""
+
+
+def test_progress_copes_with_another_live_display(learner, capsys, monkeypatch):
+    """Rich before 14.1 has one at a time, in whatever thread."""
+
+    def refuse(console, live):
+        raise rich.errors.LiveError("Only one live display may be active at once")
+
+    monkeypatch.setattr(rich.console.Console, "set_live", refuse)
+    monkeypatch.setattr("jaxmaml.progress._SECONDS_BETWEEN_LINES", -1.0)
+    fit(learner, learner.init(problems.mlp_params()), 2, steps_per_dispatch=1, progress=True)
+    assert "outer step 1/2" in capsys.readouterr().out
+    assert list(track([1, 2], "decoding", 2)) == [1, 2]

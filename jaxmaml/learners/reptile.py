@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxmaml import checks, objectives
+from jaxmaml.jax_internals import vary
 from jaxmaml.options import Axes, fixed
 from jaxmaml.outer_loop import make_learner
 from jaxmaml.types import InnerRule, LossFn, MetaInfo, MetaLearner, MetaState, Task
@@ -54,8 +55,7 @@ def reptile(
     References:
       Nichol et al., 2018, https://arxiv.org/abs/1803.02999
     """
-    if not isinstance(serial, bool):
-        raise TypeError(f"`serial` must be a bool, got {serial!r}.")
+    checks.boolean("serial", serial)
     learner = make_learner(
         loss_fn, inner_optimizer, outer_optimizer, num_inner_steps, fixed(axes, objective=objectives.displacement)
     )
@@ -68,7 +68,7 @@ def _one_by_one(learner: MetaLearner):
         num_tasks = checks.tasks(tasks)
         singles = jax.tree.map(lambda leaf: leaf.reshape(num_tasks, 1, *leaf.shape[1:]), tasks)
         # Small steps have numbers of their own, since what is random in them is drawn by these.
-        small = state._replace(step=state.step * num_tasks)
+        small = vary(state._replace(step=state.step * num_tasks), like=tasks)
         small, info = jax.lax.scan(learner.update, small, singles)
         norm = jnp.mean(info.grad_norm)
         whole = jax.tree.map(lambda leaf: leaf.reshape(num_tasks, *leaf.shape[2:]), info._replace(grad_norm=()))

@@ -4,5 +4,6 @@ from jaxmaml.rules.kronecker import kronecker as kronecker
 from jaxmaml.rules.learned_rates import learned_rates as learned_rates
 from jaxmaml.rules.optax_rules import as_inner_rule as as_inner_rule
 from jaxmaml.rules.optax_rules import check_differentiable_at_zero as check_differentiable_at_zero
+from jaxmaml.rules.optax_rules import check_usable as check_usable
 from jaxmaml.rules.optax_rules import clip_by_global_norm as clip_by_global_norm
 from jaxmaml.rules.svgd import svgd as svgd

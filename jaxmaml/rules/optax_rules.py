@@ -1,6 +1,7 @@
 """Optax transformations as inner rules."""
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,6 +10,9 @@ import optax
 
 from jaxmaml import checks
 from jaxmaml.types import InnerRule, PyTree
+
+# A rule may behave otherwise after its first step: RAdam does, and DoG once it has moved.
+_TRIED_STEPS = 3
 
 
 def as_inner_rule(inner_optimizer: optax.GradientTransformation | InnerRule) -> InnerRule:
@@ -36,32 +40,80 @@ def transform_rule(transform: optax.GradientTransformation | None) -> InnerRule:
     return as_inner_rule(transform)
 
 
+def check_usable(
+    name: str, transform: optax.GradientTransformation, params: PyTree, given: Sequence[str], differentiated: bool
+) -> None:
+    """Raise where a transformation needs more than it gets here, such as a second look at the loss.
+
+    Args:
+      name: Of the argument, for errors.
+      transform: To try, on shapes alone.
+      params: What it would transform gradients of.
+      given: Names of what it gets beside gradients, state and parameters: `"value"`, `"grad"`, `"value_fn"`.
+      differentiated: Whether its update is differentiated in reverse.
+    Raises:
+      TypeError: If it cannot be initialised, updated or, where it is to be, differentiated.
+    """
+    update = optax.with_extra_args_support(transform).update
+
+    def tried(params):
+        zero = jnp.zeros(())
+        extra = {"value": zero, "grad": params, "value_fn": lambda p: zero}
+        state = transform.init(params)
+
+        def updates(grads):
+            return update(grads, state, params, **{key: extra[key] for key in given})[0]
+
+        return jax.vjp(updates, params)[1](params) if differentiated else updates(params)
+
+    try:
+        jax.eval_shape(tried, params)
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise TypeError(
+            f"`{name}` cannot be used here: it is called with gradients, its state, the parameters and "
+            f"{', '.join(given)}{', and differentiated in reverse' if differentiated else ''}, and fails ({why}). "
+            "Line searches and L-BFGS evaluate the loss again, SAM takes gradients at two points and lookahead keeps "
+            "two sets of parameters: such transformations do not fit."
+        ) from error
+
+
 def check_differentiable_at_zero(rule: InnerRule) -> None:
-    """Raise or warn where the derivative of a rule's update is NaN at a zero gradient.
+    """Raise or warn where the derivative of a rule's updates is NaN, at a zero gradient or at any.
 
     Zero entries of an inner gradient are common (a ReLU that is off), and `sqrt` or a norm at zero
     turns them into NaN meta-gradients: inner Adam with `eps_root=0` does. The rule is tried on a
-    two-parameter problem, so it is the behaviour that is checked and not the name.
+    two-parameter problem for a few steps, so it is the behaviour that is checked and not the name.
 
     Raises:
-      ValueError: If one zero entry beside a non-zero one gives NaN.
+      ValueError: If one zero entry beside a non-zero one gives NaN, or if no entry needs to be zero for that.
     """
-    params = {"w": jnp.ones(2, jnp.float32)}
 
-    def first_update(grads):
+    def moved(params, grads):
         rule_params = rule.init_params(params)
-        state = rule.init(rule_params, params)
-        extra = {"value": jnp.float32(1.0), "grad": {"w": grads}, "value_fn": lambda p: jnp.sum(p["w"])}
-        return rule.update({"w": grads}, state, params, rule_params, jnp.int32(0), **extra)[0]["w"]
+        moving, state = params, rule.init(rule_params, params)
+        for step in range(_TRIED_STEPS):
+            extra = {"value": jnp.float32(1.0), "grad": grads, "value_fn": lambda p: jnp.sum(p["w"])}
+            updates, state = rule.update(grads, state, moving, rule_params, jnp.int32(step), **extra)
+            moving = optax.apply_updates(moving, updates)
+        return moving
 
-    with jax.ensure_compile_time_eval():
+    def is_nan(gradient):
+        params, grads = ({"w": jnp.asarray(leaf, jnp.float32)} for leaf in ([1.0, 1.0], gradient))
+        derivatives = jax.jacrev(moved, argnums=(0, 1))(params, grads)
+        return any(bool(jnp.isnan(leaf).any()) for leaf in jax.tree.leaves(derivatives))
+
+    with jax.ensure_compile_time_eval(), jax.debug_nans(False):
         try:
-            one_zero, all_zero = (
-                bool(jnp.isnan(jax.jacrev(first_update)(jnp.asarray(g, jnp.float32))).any())
-                for g in ([0.0, 1.0], [0.0, 0.0])
-            )
+            anywhere, one_zero, all_zero = map(is_nan, ([0.5, 1.0], [0.0, 1.0], [0.0, 0.0]))
         except Exception:
             return  # It is made for one structure of parameters only (a mask, labels): nothing to try it on.
+    if anywhere:
+        raise ValueError(
+            f"`inner_optimizer` has a NaN derivative within its first {_TRIED_STEPS} steps, whatever the gradient (as "
+            "optax.radam and optax.contrib.dog have), so every meta-gradient through it would be NaN. Take another, or "
+            'derivative="first_order" if its update is finite.'
+        )
     if one_zero:
         raise ValueError(
             "`inner_optimizer` has a NaN derivative where an entry of the inner gradient is zero, so almost every "

@@ -58,7 +58,7 @@ def svgd(
         bandwidth = jnp.maximum(bandwidth, 1e-8)  # Equal particles have no distance to measure by.
         kernel = jnp.exp(-squares / bandwidth)
         # The gradient of k(phi_j, phi_m) by phi_j is -2/h (phi_j - phi_m) k.
-        away = -2.0 / bandwidth * (kernel @ particles - jnp.sum(kernel, 1, keepdims=True) * particles)
+        away = -2.0 / bandwidth * (kernel @ centred - jnp.sum(kernel, 1, keepdims=True) * centred)
         moves = -step_size / number * (kernel @ slopes - repulsion * away)
         sizes = [leaf[0].size for leaf in leaves]
         columns = jnp.split(moves, list(_offsets(sizes)), axis=1)

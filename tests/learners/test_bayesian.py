@@ -47,6 +47,15 @@ def test_each_particle_is_clipped_alone(x64):
     np.testing.assert_allclose(updates, svgd_by_hand(particles, clipped, 0.3, 0.7), rtol=1e-10)
 
 
+def test_particles_far_from_zero_are_as_precise_as_others():
+    """Only distances count; products of coordinates of 10,000 would drown those of a thousandth."""
+    rule = jaxmaml.rules.svgd(0.3)
+    near = jnp.asarray(np.random.default_rng(2).integers(-8, 8, size=(5, 6)) / 8.0, jnp.float32)
+    slopes = jnp.zeros((5, 6))
+    updates, expected = (rule.update(slopes, (), near + offset, (), 0)[0] for offset in (8192.0, 0.0))
+    np.testing.assert_allclose(updates, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_one_particle_is_gradient_descent(x64):
     rule = jaxmaml.rules.svgd(0.3)
     updates, _ = rule.update(jnp.array([[1.0, 2.0]]), (), jnp.array([[5.0, -3.0]]), (), 0)

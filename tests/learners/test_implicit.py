@@ -100,9 +100,19 @@ def test_what_implicit_derivatives_cannot_do():
         make(objective=jaxmaml.objectives.displacement)
     with pytest.raises(ValueError, match="`first_order_steps` needs inner derivatives"):
         make(first_order_steps=3)
-    with pytest.raises(ValueError, match="parameters to learn, which implicit"):
+    with pytest.raises(ValueError, match="parameters that the outer loop has to learn, and implicit"):
         make(inner=jaxmaml.rules.learned_rates()).init({"theta": jnp.ones(4)})
     with pytest.raises(ValueError, match="`damping` must be a finite number >= 0"):
         jaxmaml.imaml(loss_fn, optax.sgd(0.1), optax.sgd(0.1), num_inner_steps=1, damping=-1.0)
     with pytest.raises(ValueError, match="`strength` must be > 0"):
         jaxmaml.imaml(loss_fn, optax.sgd(0.1), optax.sgd(0.1), num_inner_steps=1, strength=0.0)
+
+
+def test_the_support_loss_is_reported_without_the_proximal_term(x64):
+    _, info = meta_gradient(jaxmaml.Implicit(strength=2.0), num_inner_steps=3)
+    for index, centre in enumerate(CENTRES[0]):
+        theta = phi = np.arange(4.0)
+        for step in range(3):
+            expected = 0.5 * (phi - centre) @ HESSIAN @ (phi - centre)
+            np.testing.assert_allclose(info.support_loss[index, step], expected, rtol=1e-10)
+            phi = phi - 0.1 * (HESSIAN @ (phi - centre) + 2.0 * (phi - theta))
