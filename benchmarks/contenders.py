@@ -42,6 +42,10 @@ OTHERS = (
     "jaxmaml_products",
     "jaxmaml_lax",
     "jaxmaml_chunks",
+    "jaxmaml_mesh_no_rewrite",
+    "jaxmaml_mesh_products",
+    "jaxmaml_mesh_lax",
+    "jaxmaml_one_thread_no_rewrite",
 )
 
 
@@ -84,6 +88,10 @@ _CHOICES: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
     "jaxmaml_products": (lambda: None, {}, "matmul"),
     "jaxmaml_lax": (lambda: None, {}, "lax"),
     "jaxmaml_chunks": (lambda: None, {"chunk_size": 128}, "auto"),
+    "jaxmaml_mesh_no_rewrite": (jaxmaml.task_mesh, {"rewrite": False}, "auto"),
+    "jaxmaml_mesh_products": (jaxmaml.task_mesh, {}, "matmul"),
+    "jaxmaml_mesh_lax": (jaxmaml.task_mesh, {}, "lax"),
+    "jaxmaml_one_thread_no_rewrite": (lambda: jaxmaml.task_mesh(1), {"rewrite": False}, "auto"),
 }
 
 

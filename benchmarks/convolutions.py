@@ -1,6 +1,6 @@
 """Which way to compute a convolution and its slopes is faster, by matrix products or by XLA's own, layer by layer.
 
-    python -m benchmarks.convolutions
+    python -m benchmarks.convolutions [--one-thread]
 
 The layers of the paper's models and of ResNet-12, with one kernel for all tasks and with one for each. `chosen` is what
 `jaxmaml.nn.conv_general_dilated` takes by itself; its bounds (`jaxmaml/nn/on_cpu.py`) rest on such tables.
@@ -86,6 +86,7 @@ def main(config: Config) -> None:
         "protocol": "float32, products as the platform multiplies by default; microseconds, the fastest of the repeats",
         "rows": [],
     }
+    file = "convolutions_one_thread" if config.one_thread else "convolutions"
     for name in config.layers:
         for shared in (True, False):
             for out in OPERANDS:
@@ -94,7 +95,7 @@ def main(config: Config) -> None:
                 print(
                     f"{name}, {out}, {'one kernel' if shared else 'a kernel a task'}: {row['microseconds']}", flush=True
                 )
-        reporting.write_json(config.output_dir / "convolutions.json", result)
+        reporting.write_json(config.output_dir / f"{file}.json", result)
     Console().print(table(result["rows"]))
 
 

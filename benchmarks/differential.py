@@ -128,7 +128,7 @@ def judge(seed: int, num_programs: int) -> None:
     import hypothesis
 
     import jaxmaml
-    from tests.differential import programs
+    from tests.differential import judging, programs
 
     if seed % 2:
         jaxmaml.task_mesh()
@@ -140,14 +140,14 @@ def judge(seed: int, num_programs: int) -> None:
         deadline=None,
         database=None,
         phases=[hypothesis.Phase.generate],
-        suppress_health_check=[*hypothesis.HealthCheck],
+        suppress_health_check=list(hypothesis.HealthCheck),  # pyright: ignore[reportArgumentType]
     )
     @hypothesis.given(programs.programs())
     def each(program: programs.Program) -> None:
         program = program._replace(mesh=program.mesh and seed % 2 == 1)
         began = time.monotonic()
         try:
-            verdict = programs.judged(program)
+            verdict = judging.judged(program)
             kind, what = verdict.kind, {**verdict._asdict(), "error": verdict.error if verdict.error < 1e300 else None}
         except Exception as error:
             kind, what = "error", f"{type(error).__name__}: {error}"[:2000]
