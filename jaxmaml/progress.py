@@ -55,11 +55,13 @@ def progress_bar(start: int, end: int, enabled: bool) -> Iterator[Callable[[int,
 def _shown(bar: progress.Progress) -> Iterator[bool]:
     """Show `bar`; yields whether it can be. Before 14.1, rich shows one live display at a time, of any thread."""
     try:
-        bar.start()
+        if not bar.disable:  # Before 14, one that is disabled writes an empty line at its end.
+            bar.start()
     except errors.LiveError:
         yield False
         return
     try:
         yield True
     finally:
-        bar.stop()
+        if not bar.disable:
+            bar.stop()

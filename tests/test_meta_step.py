@@ -169,7 +169,8 @@ def test_both_ways_of_a_convolution_are_timed():
     config = convolutions.Config(num_tasks=2, repeats=1)
     rows = [convolutions.measure(config, "Conv4, 84 x 84, 3", "output", shared) for shared in (True, False)]
     assert [row["kernels"] for row in rows] == [1, 2]
-    assert all(row["chosen"] == "own" and set(row["microseconds"]) == {"products", "own"} for row in rows)
+    assert [row["chosen"] for row in rows] == ["products", "own"]
+    assert all(set(row["microseconds"]) == {"products", "own"} for row in rows)
     strided = convolutions.measure(config, "Conv4, Omniglot, 3", "kernel", False)
     assert strided["chosen"] == "products"
     assert set(strided["microseconds"]) == {"products"}
