@@ -33,7 +33,7 @@ NAMES = (
     "torchopt_loop",
     "learn2learn_loop",
 )
-# For a GPU, or to choose among the ways to execute jaxmaml's step.
+# For a GPU, or to choose among the ways to execute jaxmaml's step. NAME_before is the same in another checkout.
 OTHERS = (
     "torch_func_compiled",
     "torch_func_graphed",
@@ -44,7 +44,6 @@ OTHERS = (
     "jaxmaml_chunks",
     "jaxmaml_mesh_no_rewrite",
     "jaxmaml_mesh_products",
-    "jaxmaml_mesh_lax",
     "jaxmaml_one_thread_no_rewrite",
 )
 
@@ -90,7 +89,6 @@ _CHOICES: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
     "jaxmaml_chunks": (lambda: None, {"chunk_size": 128}, "auto"),
     "jaxmaml_mesh_no_rewrite": (jaxmaml.task_mesh, {"rewrite": False}, "auto"),
     "jaxmaml_mesh_products": (jaxmaml.task_mesh, {}, "matmul"),
-    "jaxmaml_mesh_lax": (jaxmaml.task_mesh, {}, "lax"),
     "jaxmaml_one_thread_no_rewrite": (lambda: jaxmaml.task_mesh(1), {"rewrite": False}, "auto"),
 }
 

@@ -1,6 +1,6 @@
 """Which way to compute a convolution and its slopes is faster, by matrix products or by XLA's own, layer by layer.
 
-    python -m benchmarks.convolutions [--one-thread]
+    python -m benchmarks.convolutions
 
 The layers of the paper's models and of ResNet-12, with one kernel for all tasks and with one for each. `chosen` is what
 `jaxmaml.nn.conv_general_dilated` takes by itself; its bounds (`jaxmaml/nn/on_cpu.py`) rest on such tables.
@@ -65,28 +65,24 @@ class Config:
       num_tasks: Tasks at once.
       layers: Of `LAYERS`.
       repeats: Runs, of which the fastest counts.
-      one_thread: Compute with one thread, as each device of `jaxmaml.task_mesh()` does, and not with all cores.
       output_dir: Where the result goes.
     """
 
     num_tasks: int = 4
     layers: tuple[str, ...] = tuple(LAYERS)
     repeats: int = 30
-    one_thread: bool = False
     output_dir: pathlib.Path = pathlib.Path("results")
 
 
 def main(config: Config) -> None:
-    if config.one_thread:
-        jaxmaml.task_mesh(1)
+    jaxmaml.task_mesh(1)
     result: dict[str, Any] = {
         "command": reporting.command_line("benchmarks.convolutions"),
         "config": {**dataclasses.asdict(config), "output_dir": None},
         "environment": reporting.environment(),
-        "protocol": "float32, products as the platform multiplies by default; microseconds, the fastest of the repeats",
+        "protocol": "float32, one thread, as on a device of task_mesh; microseconds, the fastest of the repeats",
         "rows": [],
     }
-    file = "convolutions_one_thread" if config.one_thread else "convolutions"
     for name in config.layers:
         for shared in (True, False):
             for out in OPERANDS:
@@ -95,7 +91,7 @@ def main(config: Config) -> None:
                 print(
                     f"{name}, {out}, {'one kernel' if shared else 'a kernel a task'}: {row['microseconds']}", flush=True
                 )
-        reporting.write_json(config.output_dir / f"{file}.json", result)
+        reporting.write_json(config.output_dir / "convolutions.json", result)
     Console().print(table(result["rows"]))
 
 
@@ -118,7 +114,7 @@ def measure(config: Config, name: str, out: str, shared: bool) -> dict[str, Any]
     if on_cpu.possible(form, dtype):
         ways["own"] = functools.partial(on_cpu.convolve, out=out, form=form, precision=None)
         sizes = sizes_of(pair[0], pair[1], out, form)
-        chosen = "own" if on_cpu.gains(out, sizes, config.one_thread) else "products"
+        chosen = "own" if on_cpu.gains(out, sizes, one_thread=True) else "products"
     times = {way: 1e6 * flops.fastest_seconds(f, *pair, repeats=config.repeats) for way, f in ways.items()}
     return {
         "layer": name,

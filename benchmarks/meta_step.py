@@ -20,7 +20,7 @@ from rich.console import Console
 from benchmarks import flops, reporting, tables
 from benchmarks.cases import ALL_CASES, CASES
 from benchmarks.contenders import NAMES
-from benchmarks.workers import Worker, prepare
+from benchmarks.workers import BEFORE, Worker, prepare
 
 # Of the largest entry of the gradient, in float32, where a rounding can turn a ReLU or a maximum over five inner steps
 # of 84 x 84 images. tests/test_rivals.py asks for 1e-9 in float64.
@@ -41,6 +41,7 @@ class Config:
       processes: If more than one, the contenders of all cases are prepared first, by so many at once: for a GPU in a
         machine of many cores.
       patience: Seconds for the preparation of a case, or of all; who is late is left out.
+      before: Root of a checkout of another version, by which contenders named `jaxmaml..._before` are run.
       output_dir: Where the result goes.
       name: Of its file.
     """
@@ -51,6 +52,7 @@ class Config:
     seconds: float = 2.0
     processes: int = 1
     patience: float = 3600.0
+    before: pathlib.Path | None = None
     output_dir: pathlib.Path = pathlib.Path("results")
     name: str = "meta_step"
 
@@ -60,9 +62,11 @@ def main(config: Config) -> None:
     # for the first of them.
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     console, errors = Console(width=160), []
+    if config.before is None and any(name.endswith(BEFORE) for name in config.contenders):
+        raise SystemExit("The contenders named ..._before need `--before`, a checkout to run them in.")
     result = {
         "command": reporting.command_line("benchmarks.meta_step"),
-        "config": {**dataclasses.asdict(config), "output_dir": None},
+        "config": {**dataclasses.asdict(config), "output_dir": None, "before": None},
         "environment": reporting.environment(),
         "rivals": reporting.versions("torch", "higher", "torchopt", "learn2learn"),
         "product_flops_per_second": flops.product_rates(),
@@ -78,7 +82,7 @@ def main(config: Config) -> None:
         for names in together:
             # Meanwhile: it takes seconds, in which a machine of many cores has others idle.
             threading.Thread(target=lambda names=names: [flops.needed(ALL_CASES[name]) for name in names]).start()
-            workers = prepare(names, config.contenders, path, config.processes, config.patience)
+            workers = prepare(names, config.contenders, path, config.processes, config.patience, config.before)
             for name in names:
                 console.print(f"{name}: {dataclasses.asdict(ALL_CASES[name])}")
                 try:

@@ -16,7 +16,7 @@ import jax
 
 def command_line(module: str) -> str:
     """The command as typed, without the reader's own paths: their last parts say enough."""
-    hidden = {"--data-dir": "DATA_DIR", "--output-dir": "OUTPUT_DIR", "--run": "RUN"}
+    hidden = {"--data-dir": "DATA_DIR", "--output-dir": "OUTPUT_DIR", "--run": "RUN", "--before": "CHECKOUT"}
     words = list(sys.argv[1:])
     for index, word in enumerate(words[:-1]):
         if word in hidden:

@@ -13,12 +13,25 @@ from typing import IO, Any, cast
 
 from benchmarks.contenders import RIVALS
 
+#: Ends the names of contenders that are run in another checkout.
+BEFORE = "_before"
+
 
 class Worker:
-    """A `benchmarks.worker` process, which writes its result to `path`."""
+    """A `benchmarks.worker` process, which writes its result to `path`; of the checkout `before` if its name asks."""
 
-    def __init__(self, case: str, name: str, path: pathlib.Path):
-        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.worker", case, name, str(path)]
+    def __init__(self, case: str, name: str, path: pathlib.Path, before: pathlib.Path | None = None):
+        command = [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            "benchmarks.worker",
+            case,
+            name.removesuffix(BEFORE),
+            str(path),
+        ]
+        folder = before if name.endswith(BEFORE) else None  # Python imports from where it is started.
         # Contenders share a GPU, of which JAX needs nothing beside PyTorch.
         environment = {**os.environ, **({"JAX_PLATFORMS": "cpu"} if name in RIVALS else {})}
         self.path, self.prepared = path, False
@@ -26,7 +39,9 @@ class Worker:
         with self.errors.open("w") as errors:
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
             # With what it starts itself, such as torch's compilers, in a group of its own, to end with it.
-            self.process = subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes)
+            self.process = subprocess.Popen(
+                command, cwd=folder, env=environment, text=True, start_new_session=True, **pipes
+            )
         self.stdin, self.stdout = (cast(IO[str], pipe) for pipe in (self.process.stdin, self.process.stdout))
 
     def listen(self, deadline: float) -> None:
@@ -61,7 +76,12 @@ class Worker:
 
 
 def prepare(
-    cases: tuple[str, ...], contenders: tuple[str, ...], folder: pathlib.Path, processes: int, patience: float
+    cases: tuple[str, ...],
+    contenders: tuple[str, ...],
+    folder: pathlib.Path,
+    processes: int,
+    patience: float,
+    before: pathlib.Path | None = None,
 ) -> dict[str, dict[str, Worker]]:
     """Start the contenders of `cases`, so many at once, and wait until all are prepared or `patience` is at an end.
 
@@ -73,7 +93,7 @@ def prepare(
 
     def start(case, name):
         if time.monotonic() < deadline:
-            workers[case][name] = worker = Worker(case, name, folder / f"{case}_{name}.npz")
+            workers[case][name] = worker = Worker(case, name, folder / f"{case}_{name}.npz", before)
             worker.listen(deadline)
 
     with concurrent.futures.ThreadPoolExecutor(processes) as pool:

@@ -37,11 +37,11 @@ def conv_general_dilated(
 
         y[n, i, :] = concat_k x[n, i * stride + k * dilation, :] @ reshape(kernel, (prod k * C, O)),
 
-    a batched matrix product where each task has its own kernel; and so are the slopes. On a CPU, larger float32
-    images with strides of one are left to XLA's own convolution, one task after another, and the slopes put into
-    forms that it is fast at: 0.3 to 0.7 of the time. (These multiply by zeros in places, so that of an input that is
-    not finite more may become NaN than by the formula.) What is gathered on a CPU is gathered for groups of examples
-    that fit the cache, and again for the derivative: the copies are never all in memory.
+    a batched matrix product where each task has its own kernel; and so are the slopes. On the CPU devices of
+    `jaxmaml.task_mesh()`, larger float32 images with strides of one are left to XLA's own convolution, one task after
+    another, and the slopes put into forms that it is fast at. (These multiply by zeros in places, so that of an input
+    that is not finite more may become NaN than by the formula.) What is gathered on a CPU is gathered for groups of
+    examples that fit the cache, and again for the derivative: the copies are never all in memory.
 
     Args:
       lhs: Input; `[N, *spatial, C]` unless `dimension_numbers` say otherwise.

@@ -11,13 +11,10 @@ from jax import lax
 from jaxmaml.nn.form import Form, Sizes
 from jaxmaml.nn.windows import in_groups, window_bytes
 
-# Measured with 3 x 3 windows (`python -m benchmarks.convolutions`, with `--one-thread` and without). With one thread,
-# as on a device of `task_mesh`, XLA's own takes 0.4 to 0.95 of the time of gathered windows, but for fewer output
-# pixels than these, where to turn the kernel round or to transpose the image costs more than it saves.
+# Measured with 3 x 3 windows and one thread, as a device of `task_mesh` has (`python -m benchmarks.convolutions`):
+# XLA's own takes 0.4 to 0.95 of the time of gathered windows, but for fewer output pixels than these, where to turn the
+# kernel round or to transpose the image costs more than it saves.
 _FEWEST_PIXELS = {"output": 128, "image": 400, "kernel": 400}
-# With a thread for each core, gathered windows gain more, and more so with many filters.
-_FEWEST_PIXELS_OF_THREADS = {**_FEWEST_PIXELS, "kernel": 4000}
-_MOST_FILTERS_OF_THREADS = 64
 # With fewer input channels it is fast once the columns of a window are gathered as channels, and with fewer filters
 # once two neighbouring pixels have theirs side by side; but not for the slope of so thin an image.
 _FEWEST_CHANNELS = 32
@@ -33,16 +30,12 @@ def possible(form: Form, dtype: jnp.dtype) -> bool:
 
 def gains(out: str, sizes: Sizes, one_thread: bool) -> bool:
     """Whether it is faster than gathered windows."""
-    # Not for groups of features, which may be as many and as small as features are.
-    if (sizes.groups > 1 and sizes.filters < _FEWEST_CHANNELS) or (
-        out == "image" and sizes.channels < _FEWEST_CHANNELS
-    ):
+    # Not for groups of features, which may be as many and as small as features are. With a thread for each core,
+    # gathered windows gain as much.
+    thin = sizes.filters if sizes.groups > 1 else _FEWEST_CHANNELS
+    if not one_thread or thin < _FEWEST_CHANNELS or (out == "image" and sizes.channels < _FEWEST_CHANNELS):
         return False
-    if one_thread:
-        return sizes.pixels >= _FEWEST_PIXELS[out]
-    if sizes.filters > _MOST_FILTERS_OF_THREADS or sizes.pixels < _FEWEST_PIXELS_OF_THREADS[out]:
-        return False
-    return out == "kernel" or (sizes.groups > 1 and sizes.channels >= _FEWEST_CHANNELS)
+    return sizes.pixels >= _FEWEST_PIXELS[out]
 
 
 def convolve(first: jax.Array, second: jax.Array, out: str, form: Form, precision) -> jax.Array:
