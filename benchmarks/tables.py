@@ -45,6 +45,22 @@ def markdown(*results: dict) -> str:
     return "\n".join(lines)
 
 
+def variants(*results: dict) -> str:
+    """How many times as long variants of the first contender take, each named by what it has after that one's name."""
+    columns, rows = {}, {}
+    for result in results:
+        first = result["config"]["contenders"][0]
+        for case, measured in result["cases"].items():
+            times = {name.removeprefix(first): row["median_ms"] for name, row in measured["rows"].items()}
+            rows[case] = {name: time / times[""] for name, time in times.items() if name.startswith("_")}
+            columns |= dict.fromkeys(rows[case])
+    lines = ["| outer step | " + " | ".join(columns) + " |", "| --- |" + " --: |" * len(columns)]
+    for case in sorted(rows, key=list(ALL_CASES).index):
+        cells = [f"{rows[case][name]:.2f}" if name in rows[case] else "-" for name in columns]
+        lines.append(f"| {case} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def contenders(case: str, measured: dict, rates: dict[str, float]) -> Table:
     """One case of a run, contender by contender."""
     batched = list(rates.values())[-1]
