@@ -100,8 +100,8 @@ def fit(
       NumPy arrays averaged over tasks, with a leading axis of the steps that this call took.
 
     Raises:
-      NonFiniteError: If a meta-loss, its gradient or the parameters after a step are not finite; it holds the last
-        finite state.
+      NonFiniteError: If a query or support loss, the meta-gradient or the state after a step is not finite; it holds
+        the last finite state.
       Interrupted: After Ctrl-C, at the end of the dispatch; it holds the last state.
       TypeError: If an argument is of the wrong kind or traced, or `sample_task` does not return a `Task`.
       ValueError: If a count is < 1, or the checkpoint is of another run.
