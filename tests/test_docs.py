@@ -12,7 +12,7 @@ import pytest
 from nbclient import NotebookClient
 
 import jaxmaml
-from benchmarks import memory, precision, report, reporting, tables
+from benchmarks import calibration, memory, precision, report, reporting, tables
 from tests.conftest import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()
@@ -81,6 +81,13 @@ def test_the_speed_and_memory_tables_are_the_committed_results():
 def test_the_precision_table_is_the_committed_result():
     assert precision.markdown(json.loads((RESULTS / "precision.json").read_text())["problems"]) in README
     assert (RESULTS / "precision.png").exists()
+
+
+def test_the_calibration_tables_are_the_committed_results():
+    page = (REPOSITORY / "benchmarks" / "README.md").read_text()
+    for rows in json.loads((RESULTS / "calibration.json").read_text())["shots"].values():
+        assert calibration.markdown(rows) in page
+    assert (RESULTS / "calibration.png").exists()
 
 
 def test_the_report_is_of_the_committed_results():
