@@ -74,8 +74,9 @@ def main(config: Config) -> None:
     )
     totals = {kind: sum(run["programs"].get(kind, 0) for run in runs) for kind in KINDS}
     reporting.write_json(path, {"totals": totals, "runs": runs})
-    if any(totals[kind] for kind in FAULTS):
-        sys.exit(f"faults: {', '.join(f'{totals[kind]} {kind}' for kind in FAULTS if totals[kind])}; see {path}")
+    faults = {kind: count for kind, count in runs[-1]["programs"].items() if kind in FAULTS}
+    if faults:
+        sys.exit(f"faults: {', '.join(f'{count} {kind}' for kind, count in faults.items())}; see {path}")
 
 
 def search(config: Config, seed: int) -> tuple[list[dict[str, Any]], int, float]:

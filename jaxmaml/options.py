@@ -81,10 +81,11 @@ class Execution(TypedDict, total=False):
         `"bfloat16"`, `"tensorfloat32"`, `"float32"`, `"BF16_BF16_F32"` ...; `None`, the default, for the
         platform's own.
       rewrite: Whether the traced program of the loss and of the outer step may be rewritten: maxima and minima get
-        derivatives that compare no value which the compiler may have rounded differently, and matrix products on a CPU
-        the operand order that it is fast at. `True` by default; with `False` the program runs as plain JAX has it. The
-        environment variable `JAXMAML_REWRITE=0` switches both off for every learner, and makes the layers in
-        `jaxmaml.nn` plain JAX as well.
+        derivatives that compare no value which the compiler may have rounded differently, functions with a
+        `custom_vjp` arguments that are all batched over tasks, and matrix products on a CPU the operand order that it
+        is fast at. `True` by default; with `False` the program runs as plain JAX has it. The environment variable
+        `JAXMAML_REWRITE=0` switches all three off for every learner, and makes the layers in `jaxmaml.nn` plain JAX as
+        well.
     """
 
     chunk_size: int | Literal["auto"] | None

@@ -40,7 +40,8 @@ def _scaled_and_squared(x, scale):
 
 def _scaled_and_squared_backward(kept, cotangents):
     x, scale = kept
-    return scale * cotangents[0], jnp.sum(x * cotangents[0]) + 2 * scale * cotangents[1]
+    along_scale = jnp.sum(x * cotangents[0]) + 2 * scale * cotangents[1]
+    return (scale * cotangents[0]).astype(x.dtype), along_scale.astype(scale.dtype)
 
 
 _scaled_and_squared.defvjp(lambda x, scale: (_scaled_and_squared(x, scale), (x, scale)), _scaled_and_squared_backward)
