@@ -172,6 +172,18 @@ def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def markdown(*results: dict[str, Any]) -> str:
+    """How programs were judged, a row a version of JAX."""
+    lines = ["| JAX | Python | minutes | programs | " + " | ".join(KINDS) + " |", "| --- | --- |" + " --: |" * 9]
+    for result in results:
+        environment = result["runs"][-1]["environment"]
+        minutes = sum(run["minutes"] for run in result["runs"])
+        totals = result["totals"]
+        cells = [environment["jax"], environment["python"], f"{minutes:.0f}", str(sum(totals.values()))]
+        lines.append("| " + " | ".join(cells + [str(totals[kind]) for kind in KINDS]) + " |")
+    return "\n".join(lines)
+
+
 def _is_float64(each: dict[str, Any]) -> bool:
     return not each["program"]["mixed_dtypes"]
 

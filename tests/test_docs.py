@@ -12,7 +12,7 @@ import pytest
 from nbclient import NotebookClient
 
 import jaxmaml
-from benchmarks import calibration, memory, precision, report, reporting, tables
+from benchmarks import calibration, differential, memory, precision, report, reporting, tables
 from tests.conftest import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()
@@ -81,6 +81,14 @@ def test_the_speed_and_memory_tables_are_the_committed_results():
 def test_the_precision_table_is_the_committed_result():
     assert precision.markdown(json.loads((RESULTS / "precision.json").read_text())["problems"]) in README
     assert (RESULTS / "precision.png").exists()
+
+
+def test_the_differential_table_is_the_committed_results():
+    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("differential_jax_*.json"))]
+    assert len(results) == 2
+    assert not any(result["totals"]["wrong"] for result in results)
+    for page in ("README.md", "benchmarks/README.md"):
+        assert differential.markdown(*results) in (REPOSITORY / page).read_text()
 
 
 def test_the_calibration_tables_are_the_committed_results():
