@@ -12,7 +12,7 @@ from jaxmaml.nn.form import Form, Sizes
 from jaxmaml.nn.windows import in_groups, window_bytes
 
 # Measured with 3 x 3 windows and one thread, as a device of `task_mesh` has (`python -m benchmarks.convolutions`):
-# XLA's own takes 0.4 to 0.95 of the time of gathered windows, but for fewer output pixels than these, where to turn the
+# XLA's own takes 0.4 to 1.1 of the time of gathered windows, but for fewer output pixels than these, where to turn the
 # kernel round or to transpose the image costs more than it saves.
 _FEWEST_PIXELS = {"output": 128, "image": 400, "kernel": 400}
 # With fewer input channels it is fast once the columns of a window are gathered as channels, and with fewer filters
