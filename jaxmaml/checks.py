@@ -41,7 +41,7 @@ def positive(name: str, value: Any) -> None:
 
 
 def boolean(name: str, value: Any) -> None:
-    """`value` must be `True` or `False`."""
+    """Raise `TypeError` unless `value` is `True` or `False`; 0, 1 and arrays are refused, which may be mistakes."""
     if not isinstance(value, bool):
         raise TypeError(f"`{name}` must be a bool, got {value!r}.")
 

@@ -14,15 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmaml.jax_internals import (
-    CUMMAX,
-    CUMMIN,
-    MAX,
-    MIN,
-    REDUCE_MAX,
-    REDUCE_MIN,
-    is_symbolic_zero,
-)
+from jaxmaml.jax_internals import CUMMAX, CUMMIN, MAX, MIN, REDUCE_MAX, REDUCE_MIN, is_symbolic_zero
 
 
 def _extremum_of_two(name: str, operation: Callable[..., Any], is_chosen: Callable[..., Any]) -> Callable[..., Any]:

@@ -65,10 +65,10 @@ def test_the_leader_goes_on_from_where_adaptation_ended(inner, start):
 
 def test_cavia_with_a_chaser():
     """The context of the leader begins where that of the task ended, and not at zero."""
+    chaser = jaxmaml.objectives.chaser(1)
     learner = jaxmaml.cavia(
-        loss_fn, optax.sgd(0.2), optax.sgd(1.0), num_inner_steps=1, context="context",
-        objective=jaxmaml.objectives.chaser(1),
-    )  # fmt: skip
+        loss_fn, optax.sgd(0.2), optax.sgd(1.0), num_inner_steps=1, context="context", objective=chaser
+    )
 
     def objective(params):
         total = 0.0
