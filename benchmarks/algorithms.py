@@ -11,7 +11,7 @@ import numpy as np
 
 import jaxmaml
 from benchmarks import reporting
-from jaxmaml.sampling import Sampler
+from jaxmaml.training.samplers import Sampler
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
     python -m benchmarks.convolutions
 
 The layers of the paper's models and of ResNet-12, with one kernel for all tasks and with one for each. `chosen` is what
-`jaxmaml.nn.conv_general_dilated` takes by itself; its bounds (`jaxmaml/nn/on_cpu.py`) rest on such tables.
+`jaxmaml.nn.conv_general_dilated` takes by itself; its bounds (`jaxmaml/nn/cpu.py`) rest on such tables.
 """
 
 import dataclasses
@@ -21,9 +21,9 @@ from rich.table import Table
 
 import jaxmaml
 from benchmarks import flops, reporting
-from jaxmaml.nn import on_cpu
-from jaxmaml.nn.convolutions import by_products, sizes_of
-from jaxmaml.nn.form import OPERANDS, Form
+from jaxmaml.nn.conv import cpu
+from jaxmaml.nn.conv.lowering import by_products, sizes_of
+from jaxmaml.nn.conv.spec import OPERANDS, Form
 
 
 class Layer(NamedTuple):
@@ -111,10 +111,10 @@ def measure(config: Config, name: str, out: str, shared: bool) -> dict[str, Any]
         "products": functools.partial(by_products, out=out, form=form, precision=None, dtype=dtype)
     }
     chosen = "products"
-    if on_cpu.possible(form, dtype):
-        ways["own"] = functools.partial(on_cpu.convolve, out=out, form=form, precision=None)
+    if cpu.possible(form, dtype):
+        ways["own"] = functools.partial(cpu.convolve, out=out, form=form, precision=None)
         sizes = sizes_of(pair[0], pair[1], out, form)
-        chosen = "own" if on_cpu.gains(out, sizes, one_thread=True) else "products"
+        chosen = "own" if cpu.gains(out, sizes, one_thread=True) else "products"
     times = {way: 1e6 * flops.fastest_seconds(f, *pair, repeats=config.repeats) for way, f in ways.items()}
     return {
         "layer": name,

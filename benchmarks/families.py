@@ -9,7 +9,7 @@ import optax
 
 import jaxmaml
 from benchmarks.algorithms import Algorithm, Family
-from jaxmaml.sampling import Sampler
+from jaxmaml.training.samplers import Sampler
 
 
 def sinusoid(key: chex.PRNGKey) -> Family:

@@ -22,8 +22,8 @@ from jax import lax
 
 import jaxmaml
 from benchmarks import reporting
+from jaxmaml.execution.rewriting.programs import rewritten
 from jaxmaml.jax_internals import CONVOLUTION, DOT_GENERAL
-from jaxmaml.rewriting import rewritten
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

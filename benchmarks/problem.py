@@ -15,7 +15,7 @@ import optax
 import jaxmaml
 from benchmarks import pretraining
 from benchmarks.algorithms import Family
-from jaxmaml.sampling import Sampler
+from jaxmaml.training.samplers import Sampler
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,11 +6,8 @@ from jaxmaml import objectives as objectives
 from jaxmaml import rules as rules
 from jaxmaml import starts as starts
 from jaxmaml import tasks as tasks
-from jaxmaml.checkpoints import Checkpoints as Checkpoints
-from jaxmaml.checkpoints import restore as restore
-from jaxmaml.evaluation import Curve as Curve
-from jaxmaml.evaluation import Evaluation as Evaluation
-from jaxmaml.evaluation import evaluate as evaluate
+from jaxmaml.core.meta_gradients import ImplicitInfo as ImplicitInfo
+from jaxmaml.execution.task_axis import task_mesh as task_mesh
 from jaxmaml.learners import anil as anil
 from jaxmaml.learners import bayesian_maml as bayesian_maml
 from jaxmaml.learners import boil as boil
@@ -29,16 +26,20 @@ from jaxmaml.learners import warp_maml as warp_maml
 from jaxmaml.losses import cross_entropy as cross_entropy
 from jaxmaml.losses import ensemble as ensemble
 from jaxmaml.losses import mean_squared_error as mean_squared_error
-from jaxmaml.meta_gradients import ImplicitInfo as ImplicitInfo
 from jaxmaml.options import Axes as Axes
 from jaxmaml.options import Evolution as Evolution
 from jaxmaml.options import Execution as Execution
 from jaxmaml.options import Implicit as Implicit
 from jaxmaml.rules import clip_by_global_norm as clip_by_global_norm
-from jaxmaml.task_axis import task_mesh as task_mesh
-from jaxmaml.training import Interrupted as Interrupted
-from jaxmaml.training import NonFiniteError as NonFiniteError
-from jaxmaml.training import fit as fit
+from jaxmaml.training.checkpoints import Checkpoints as Checkpoints
+from jaxmaml.training.checkpoints import restore as restore
+from jaxmaml.training.evaluation import Curve as Curve
+from jaxmaml.training.evaluation import Evaluation as Evaluation
+from jaxmaml.training.evaluation import evaluate as evaluate
+from jaxmaml.training.fit import Interrupted as Interrupted
+from jaxmaml.training.fit import NonFiniteError as NonFiniteError
+from jaxmaml.training.fit import fit as fit
+from jaxmaml.training.validation import Validation as Validation
 from jaxmaml.types import AdaptTrace as AdaptTrace
 from jaxmaml.types import Batch as Batch
 from jaxmaml.types import InnerRule as InnerRule
@@ -47,6 +48,5 @@ from jaxmaml.types import MetaInfo as MetaInfo
 from jaxmaml.types import MetaLearner as MetaLearner
 from jaxmaml.types import MetaState as MetaState
 from jaxmaml.types import Task as Task
-from jaxmaml.validation import Validation as Validation
 
 __version__ = "0.1.0"

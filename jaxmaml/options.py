@@ -7,7 +7,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxmaml import checks
-from jaxmaml.leaves import Leaves
+from jaxmaml.parameter_selection import Leaves
 from jaxmaml.types import PyTree
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmaml import checks, leaves
-from jaxmaml.leaves import Leaves
+from jaxmaml import checks, parameter_selection
+from jaxmaml.parameter_selection import Leaves
 from jaxmaml.types import PyTree
 
 #: `(params, support) -> params`.
@@ -24,7 +24,7 @@ def zeros(where: Leaves) -> Start:
     """
 
     def start(params, support):
-        mask = leaves.select(params, where, "where")
+        mask = parameter_selection.select(params, where, "where")
         return jax.tree.map(lambda m, leaf: jnp.zeros_like(leaf) if m else leaf, mask, params)
 
     return start
@@ -57,8 +57,8 @@ def prototypes(embed: Callable[[PyTree, Any], jax.Array], head: Leaves, scale: f
     def start(params, support):
         inputs, labels = support
         features = embed(params, inputs)
-        mask = leaves.select(params, head, "head")
-        shapes = sorted((leaf.shape for leaf in jax.tree.leaves(leaves.split(params, mask)[0])), key=len)
+        mask = parameter_selection.select(params, head, "head")
+        shapes = sorted((leaf.shape for leaf in jax.tree.leaves(parameter_selection.split(params, mask)[0])), key=len)
         if [len(shape) for shape in shapes] != [1, 2] or shapes[1] != (features.shape[-1], shapes[0][0]):
             raise ValueError(
                 f"`head` must be a kernel [{features.shape[-1]}, num_ways] and a bias [num_ways], got shapes {shapes}."

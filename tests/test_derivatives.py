@@ -11,7 +11,7 @@ from flax import linen
 from jax.experimental.ode import odeint
 
 import jaxmaml
-from jaxmaml.derivatives import inner_gradient
+from jaxmaml.core.inner_gradient import inner_gradient
 from jaxmaml.jax_internals import trusted_module
 from tests import problems
 

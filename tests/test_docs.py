@@ -13,6 +13,7 @@ from nbclient import NotebookClient
 
 import jaxmaml
 from benchmarks import calibration, differential, memory, precision, report, reporting, tables
+from tests import test_structure
 from tests.conftest import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()
@@ -105,18 +106,15 @@ def test_the_report_is_of_the_committed_results():
     assert (RESULTS / report.PICTURE).exists()
 
 
-def test_modules_import_upwards():
-    """In the order that CONTRIBUTING gives them."""
+def test_contributing_names_every_package():
+    """Its table has the modules and packages that there are, in the order of their imports."""
     rows = re.findall(r"^\| (`.*?) \|", (REPOSITORY / "CONTRIBUTING.md").read_text(), re.MULTILINE)
-    order = {name.rstrip("/"): place for place, row in enumerate(rows) for name in re.findall(r"`([\w/]+)`", row)}
+    named = [name.rstrip("/") for row in rows for name in re.findall(r"`([\w/]+)`", row)]
     package = pathlib.Path(jaxmaml.__file__).parent
-    imports = re.compile(r"^from jaxmaml(?:\.(\w+))?[\w.]* import ([\w, ]+)", re.MULTILINE)
-    for path in package.rglob("*.py"):
-        ours = path.relative_to(package).parts[0].removesuffix(".py")
-        for module, names in imports.findall(path.read_text()):
-            for theirs in [module] if module else re.findall(r"(\w+)(?: as \w+)?,?", names):
-                if ours not in ("__init__", theirs):
-                    assert order[theirs] <= order[ours], f"{path.name} imports {theirs}"
+    paths = [path for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()]
+    assert {*named} == {path.stem for path in paths if path.stem != "__init__"} | {"execution/rewriting"}
+    groups = [test_structure._group(name.replace("/", ".") + "." * ("/" in name)) for name in named]
+    assert list(dict.fromkeys(groups)) == list(test_structure.ORDER)
 
 
 def test_links_to_files_lead_somewhere():

@@ -15,9 +15,9 @@ import optax
 import pytest
 
 import jaxmaml
-from jaxmaml import remat, task_axis, working_set
-from jaxmaml.binomial import schedule
-from jaxmaml.remat import remat_scan
+from jaxmaml.execution import memory_estimate, remat, task_axis
+from jaxmaml.execution.binomial_checkpointing import schedule
+from jaxmaml.execution.remat import remat_scan
 from tests import problems
 
 INNER = {"sgd": optax.sgd(0.1), "adam": optax.adam(0.01, eps_root=1e-8)}
@@ -274,7 +274,7 @@ def test_auto_chunks_say_what_they_pick(caplog, monkeypatch):
     params, tasks = problems.mlp_params(), problems.mlp_tasks(12)
     picked = {}
     for room in (4_000_000, 20_000, 1):
-        monkeypatch.setattr(working_set, "_CPU_BYTES", room)
+        monkeypatch.setattr(memory_estimate, "_CPU_BYTES", room)
         with caplog.at_level(logging.INFO, logger="jaxmaml"):
             learner = problems.maml(problems.mlp_loss)
             jax.eval_shape(learner.update, learner.init(params), tasks)
@@ -291,7 +291,7 @@ def test_auto_chunks_say_where_cores_have_nothing_of_their_own(caplog, monkeypat
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     monkeypatch.setattr(task_axis, "_num_cores", lambda: 2)
     for room, hint in ((4_000_000, False), (20_000, True)):
-        monkeypatch.setattr(working_set, "_CPU_BYTES", room)
+        monkeypatch.setattr(memory_estimate, "_CPU_BYTES", room)
         with caplog.at_level(logging.INFO, logger="jaxmaml"):
             learner = problems.maml(problems.mlp_loss)
             jax.eval_shape(learner.update, learner.init(params), tasks)
@@ -303,7 +303,7 @@ def test_the_working_set_is_what_xla_reserves():
     learner = problems.maml(jaxmaml.cross_entropy(model.apply), chunk_size=None)
     batch = jnp.zeros((1, 5, 28, 28, 1)), jnp.arange(5)[None]
     state, tasks = learner.init(model.init(jax.random.key(0), batch[0][0])), jaxmaml.Task(batch, batch)
-    counted = working_set.peak_bytes(jax.make_jaxpr(learner.update)(state, tasks).jaxpr)
+    counted = memory_estimate.peak_bytes(jax.make_jaxpr(learner.update)(state, tasks).jaxpr)
     reserved = jax.jit(learner.update).lower(state, tasks).compile().memory_analysis().temp_size_in_bytes
     assert 1 / 3 < counted / reserved < 2  # 0.41 with JAX 0.10.1, 0.65 with 0.10.2 and 0.12.
 
@@ -316,7 +316,7 @@ def test_steps_written_out_count(monkeypatch, platform, steps):
     def loop(unroll):
         return lambda x: jax.lax.scan(lambda x, _: (jnp.sin(jnp.outer(x, x)).sum(0), None), x, length=4, unroll=unroll)
 
-    looped, written_out = (working_set.peak_bytes(jax.make_jaxpr(loop(n))(jnp.ones(100)).jaxpr) for n in (1, 4))
+    looped, written_out = (memory_estimate.peak_bytes(jax.make_jaxpr(loop(n))(jnp.ones(100)).jaxpr) for n in (1, 4))
     assert written_out == pytest.approx(steps * looped, rel=0.02)
 
 
@@ -328,7 +328,7 @@ def test_windows_yet_to_be_gathered_count():
         kernel = jnp.zeros((window, window, 4, 4))
         options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "lowering": "matmul"}
         program = jax.make_jaxpr(lambda x, k: jaxmaml.nn.conv_general_dilated(x, k, (1, 1), "SAME", **options))
-        return working_set.peak_bytes(program(image, kernel).jaxpr)
+        return memory_estimate.peak_bytes(program(image, kernel).jaxpr)
 
     assert held(3) - held(1) >= (9 - 1) * image.nbytes
 

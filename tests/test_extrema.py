@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmaml import extrema
-from jaxmaml.exact import with_exact_derivatives
+from jaxmaml.execution.rewriting import extrema
+from jaxmaml.execution.rewriting.exact_derivatives import with_exact_derivatives
 
 TIES = np.array([[1.0, 3.0, 3.0, -2.0], [0.0, 0.0, 0.0, 0.0], [np.inf, 1.0, np.inf, 2.0], [-np.inf] * 4])
 OTHER = np.array([[1.0, 2.0, 5.0, -2.0], [0.0, 1.0, -1.0, 0.0], [1.0, 1.0, np.inf, 3.0], [0.0, -np.inf, 1.0, 1.0]])

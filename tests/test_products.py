@@ -7,8 +7,8 @@ import optax
 import pytest
 
 import jaxmaml
+from jaxmaml.execution.rewriting.matmul_order import reordered
 from jaxmaml.jax_internals import jaxprs_in_params
-from jaxmaml.products import reordered
 from tests import problems
 
 

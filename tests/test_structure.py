@@ -1,5 +1,7 @@
 """The shape of the code: who may touch what."""
 
+import ast
+import graphlib
 import re
 
 import pytest
@@ -16,3 +18,81 @@ def test_one_module_touches_jaxs_internals(package):
     paths = [path for path in (REPOSITORY / package).rglob("*.py") if path.name != "jax_internals.py"]
     found = {str(path): INTERNALS.findall(path.read_text()) for path in paths if INTERNALS.search(path.read_text())}
     assert not found
+
+
+# Packages and groups of modules, each of which imports only from itself and from earlier ones.
+SHARED = ("types", "jax_internals", "checks", "parameter_selection", "options", "losses")
+NAMESPACES = ("metrics", "objectives", "starts", "supports")
+ORDER = (
+    "shared",
+    "execution.rewriting",
+    "execution",
+    "rules",
+    "namespaces",
+    "core",
+    "learners",
+    "training",
+    "nn",
+    "tasks",
+)
+# Read from top to bottom, core is the algorithm: each module imports only later ones.
+CORE = ("learner", "meta_gradients", "inner_loop", "inner_gradient")
+
+
+def _modules() -> dict[str, set[str]]:
+    """Every module of the package below `jaxmaml`, with the modules that it imports, as `"core.learner"`."""
+    root = REPOSITORY / "jaxmaml"
+    paths = {".".join(path.relative_to(root).with_suffix("").parts): path for path in root.rglob("*.py")}
+    modules = {}
+    for name, path in paths.items():
+        imported = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "jaxmaml":
+                source = node.module.removeprefix("jaxmaml").removeprefix(".")
+                for alias in node.names:
+                    below = f"{source}.{alias.name}".removeprefix(".")
+                    imported.add(
+                        next(m for m in (below, f"{below}.__init__", source, f"{source}.__init__") if m in paths)
+                    )
+        modules[name] = imported
+    return {name: imported for name, imported in modules.items() if name != "__init__"}
+
+
+def _group(module: str) -> str:
+    if module in SHARED:
+        return "shared"
+    if module in NAMESPACES:
+        return "namespaces"
+    return "execution.rewriting" if module.startswith("execution.rewriting.") else module.split(".")[0]
+
+
+def test_every_module_belongs_to_a_group():
+    assert {_group(module) for module in _modules()} == set(ORDER)
+
+
+def test_imports_go_one_way_between_packages():
+    wrong = [
+        f"{module} imports {other}"
+        for module, imported in _modules().items()
+        for other in imported
+        if ORDER.index(_group(other)) > ORDER.index(_group(module))
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("order", [CORE[::-1], SHARED], ids=["core", "shared"])
+def test_imports_go_one_way_within(order):
+    package = "core." if "learner" in order else ""
+    modules = _modules()
+    for place, name in enumerate(order):
+        later = {f"{package}{other}" for other in order[place:]}
+        assert not modules[f"{package}{name}"] & later, name
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    graphlib.TopologicalSorter(_modules()).prepare()
+
+
+def test_packages_say_what_they_are():
+    for path in (REPOSITORY / "jaxmaml").rglob("__init__.py"):
+        assert ast.get_docstring(ast.parse(path.read_text())), path

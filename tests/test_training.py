@@ -9,7 +9,7 @@ import pytest
 import rich
 
 import jaxmaml
-from jaxmaml.progress import track
+from jaxmaml.training.progress import track
 from tests import problems
 
 SAMPLE = jaxmaml.tasks.sinusoid(5, 5)
@@ -215,7 +215,7 @@ def test_large_arrays_of_a_sampler_are_passed_and_not_compiled_in():
 
 
 def test_progress_is_shown_in_a_log_file_too(learner, capsys, monkeypatch):
-    monkeypatch.setattr("jaxmaml.progress._SECONDS_BETWEEN_LINES", -1.0)
+    monkeypatch.setattr("jaxmaml.training.progress._SECONDS_BETWEEN_LINES", -1.0)
     fit(learner, learner.init(problems.mlp_params()), 2, steps_per_dispatch=1, progress=True)
     output = capsys.readouterr().out
     assert "outer step 1/2" in output
@@ -231,7 +231,7 @@ def test_progress_copes_with_another_live_display(learner, capsys, monkeypatch):
         raise rich.errors.LiveError("Only one live display may be active at once")
 
     monkeypatch.setattr(rich.console.Console, "set_live", refuse)
-    monkeypatch.setattr("jaxmaml.progress._SECONDS_BETWEEN_LINES", -1.0)
+    monkeypatch.setattr("jaxmaml.training.progress._SECONDS_BETWEEN_LINES", -1.0)
     fit(learner, learner.init(problems.mlp_params()), 2, steps_per_dispatch=1, progress=True)
     assert "outer step 1/2" in capsys.readouterr().out
     assert list(track([1, 2], "decoding", 2)) == [1, 2]

@@ -4,9 +4,9 @@ from typing import Unpack
 
 import optax
 
-from jaxmaml.leaves import Leaves, Named
+from jaxmaml.core.learner import make_learner
 from jaxmaml.options import Axes, fixed
-from jaxmaml.outer_loop import make_learner
+from jaxmaml.parameter_selection import Leaves, Named
 from jaxmaml.types import InnerRule, LossFn, MetaLearner
 
 

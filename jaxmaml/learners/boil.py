@@ -4,10 +4,10 @@ from typing import Unpack
 
 import optax
 
-from jaxmaml import leaves
-from jaxmaml.leaves import Leaves
+from jaxmaml import parameter_selection
+from jaxmaml.core.learner import make_learner
 from jaxmaml.options import Axes, fixed
-from jaxmaml.outer_loop import make_learner
+from jaxmaml.parameter_selection import Leaves
 from jaxmaml.types import InnerRule, LossFn, MetaLearner
 
 
@@ -47,5 +47,9 @@ def boil(
       Oh et al., 2021, https://arxiv.org/abs/2008.08882
     """
     return make_learner(
-        loss_fn, inner_optimizer, outer_optimizer, num_inner_steps, fixed(axes, adapted=leaves.Except(head, "head"))
+        loss_fn,
+        inner_optimizer,
+        outer_optimizer,
+        num_inner_steps,
+        fixed(axes, adapted=parameter_selection.Except(head, "head")),
     )

@@ -4,8 +4,8 @@ from typing import Unpack
 
 import optax
 
+from jaxmaml.core.learner import make_learner
 from jaxmaml.options import Axes, Evolution, fixed
-from jaxmaml.outer_loop import make_learner
 from jaxmaml.types import InnerRule, LossFn, MetaLearner
 
 

@@ -7,9 +7,9 @@ import jax
 import optax
 
 from jaxmaml import starts
-from jaxmaml.leaves import Leaves
+from jaxmaml.core.learner import make_learner
 from jaxmaml.options import Axes, fixed
-from jaxmaml.outer_loop import make_learner
+from jaxmaml.parameter_selection import Leaves
 from jaxmaml.types import InnerRule, LossFn, MetaLearner, PyTree
 
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from jaxmaml import checks, objectives
+from jaxmaml.core.learner import make_learner
 from jaxmaml.jax_internals import vary
 from jaxmaml.options import Axes, fixed
-from jaxmaml.outer_loop import make_learner
 from jaxmaml.types import InnerRule, LossFn, MetaInfo, MetaLearner, MetaState, Task
 
 

@@ -1,10 +1,10 @@
 """Layers that stay fast under the task axis, and the paper's models."""
 
-from jaxmaml.nn.averages import average_statistics as average_statistics
-from jaxmaml.nn.conv import conv_general_dilated as conv_general_dilated
+from jaxmaml.nn.conv.convolution import conv_general_dilated as conv_general_dilated
+from jaxmaml.nn.conv4 import Conv4 as Conv4
 from jaxmaml.nn.layers import BatchNorm as BatchNorm
 from jaxmaml.nn.layers import batch_norm as batch_norm
 from jaxmaml.nn.layers import inductive as inductive
-from jaxmaml.nn.models import MLP as MLP
-from jaxmaml.nn.models import Conv4 as Conv4
+from jaxmaml.nn.mlp import MLP as MLP
 from jaxmaml.nn.pooling import max_pool as max_pool
+from jaxmaml.nn.running_statistics import average_statistics as average_statistics

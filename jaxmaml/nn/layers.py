@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen
 
-from jaxmaml import checks, rewriting
+from jaxmaml import checks
+from jaxmaml.execution.rewriting import programs
 from jaxmaml.nn.normalisation import moments, normalised_layer, scaled
 
 
@@ -123,7 +124,7 @@ class BatchNorm(linen.Module):
         reads = self.has_variable("batch_stats", "mean") and not writes
         # Pooling commutes with positive scales only.
         plain = scale is None and num_support is None and not writes and not reads
-        if layer is not None and plain and rewriting.is_enabled():
+        if layer is not None and plain and programs.is_enabled():
             pooled, normalise = normalised_layer(layer, x, bias, pool, self.epsilon)
             return (pooled, normalise) if defer else normalise(pooled)
         y = x if layer is None else layer(x)
@@ -142,3 +143,12 @@ class BatchNorm(linen.Module):
         mean, variance = (self.get_variable("batch_stats", name) for name in names)
         centred = y - jnp.expand_dims(mean, tuple(range(y.ndim - 1)))
         return pool(scaled(centred, variance, scale, bias, self.epsilon))
+
+
+def identity_dense(x: jax.Array, index: int) -> jax.Array:
+    """A linear map of the last axis, the identity at first; called in a compact method."""
+
+    def identity(key, shape, dtype=jnp.float32):
+        return jnp.eye(*shape, dtype=dtype)
+
+    return linen.Dense(x.shape[-1], use_bias=False, kernel_init=identity, name=f"warp_{index}")(x)

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from jaxmaml.nn.streaming import group_size, map_groups
-from jaxmaml.working_set import peak_bytes
+from jaxmaml.execution.memory_estimate import peak_bytes
+from jaxmaml.nn.example_groups import group_size, map_groups
 
 
 def moments(x: jax.Array, num_support: int | None) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -6,7 +6,7 @@ import chex
 import jax
 
 from jaxmaml import checks
-from jaxmaml.sampling import Sampler, as_pytree
+from jaxmaml.training.samplers import Sampler, as_pytree
 from jaxmaml.types import Batch, Task
 
 

@@ -12,9 +12,9 @@ import zipfile
 import numpy as np
 
 from jaxmaml import checks
-from jaxmaml.progress import track
 from jaxmaml.tasks import files
 from jaxmaml.tasks.splits import ImageClasses, Splits
+from jaxmaml.training.progress import track
 
 URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/{}.zip"
 MD5 = {

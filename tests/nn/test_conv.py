@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxmaml.nn import conv_general_dilated, on_cpu
-from jaxmaml.nn.form import Sizes
+from jaxmaml.nn import conv_general_dilated
+from jaxmaml.nn.conv import cpu
+from jaxmaml.nn.conv.spec import Sizes
 
 DIMS = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
 
@@ -132,7 +133,7 @@ def kernel_like(x):
 )
 def test_large_images_on_a_cpu_take_its_own_convolution(monkeypatch, quick_compiles, channels, size, window, padding):
     """Whatever the form: value, slopes and second derivatives, and with a kernel for each task."""
-    monkeypatch.setattr(on_cpu, "gains", lambda out, sizes, one_thread: True)
+    monkeypatch.setattr(cpu, "gains", lambda out, sizes, one_thread: True)
     rng = np.random.default_rng(5)
     x, kernel = rng.normal(size=(5, *size, channels[0])), rng.normal(size=(*window, *channels)) / 10
 
@@ -182,4 +183,4 @@ def test_other_devices_gather_windows(monkeypatch, tasks):
     ],
 )
 def test_which_convolutions_are_xlas_own(out, groups, channels, filters, pixels, one_thread, is_own):
-    assert on_cpu.gains(out, Sizes(groups, channels, filters, pixels), one_thread) == is_own
+    assert cpu.gains(out, Sizes(groups, channels, filters, pixels), one_thread) == is_own

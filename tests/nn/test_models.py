@@ -12,7 +12,7 @@ from flax import linen
 from jax import lax
 
 import jaxmaml
-from jaxmaml.nn import MLP, BatchNorm, Conv4, batch_norm, max_pool, normalisation, streaming
+from jaxmaml.nn import MLP, BatchNorm, Conv4, batch_norm, example_groups, max_pool, normalisation
 
 
 def test_batch_norm_equals_flax():
@@ -151,7 +151,7 @@ def test_streamed_normalisation_is_batch_norm(x64, quick_compiles, monkeypatch):
 
 
 def in_groups_of(size, monkeypatch):
-    for module in (streaming, normalisation):
+    for module in (example_groups, normalisation):
         monkeypatch.setattr(module, "group_size", lambda num_examples, bytes_per_example: min(size, num_examples))
 
 
@@ -184,7 +184,7 @@ def test_activations_of_large_batches_are_held_once():
     loss = lambda params, images: jnp.sum(model.apply(params, images))  # noqa: E731
     memory = jax.jit(jax.grad(loss)).lower(params, images).compile().memory_analysis().temp_size_in_bytes
     one = 10 * 42 * 42 * 32 * 4
-    assert memory < 4 * one + streaming._GROUP_BYTES
+    assert memory < 4 * one + example_groups._GROUP_BYTES
 
 
 IMAGES = np.random.default_rng(0).uniform(size=(6, 28, 28, 1)).astype(np.float32)

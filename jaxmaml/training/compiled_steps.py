@@ -6,7 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxmaml.sampling import Sampler, threefry
+from jaxmaml.training.samplers import Sampler, threefry
 from jaxmaml.types import MetaInfo, MetaLearner, MetaState, Task
 
 

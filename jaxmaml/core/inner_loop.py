@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import optax
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxmaml import checks, leaves
-from jaxmaml.derivatives import inner_gradient
-from jaxmaml.exact import with_exact_derivatives
+from jaxmaml import checks, parameter_selection
+from jaxmaml.core.inner_gradient import inner_gradient
+from jaxmaml.execution.remat import KEPT, keeps_all, remat_scan
+from jaxmaml.execution.rewriting.exact_derivatives import with_exact_derivatives
 from jaxmaml.jax_internals import vary
-from jaxmaml.minibatches import minibatches
 from jaxmaml.options import Implicit, Options
-from jaxmaml.remat import KEPT, keeps_all, remat_scan
+from jaxmaml.supports import minibatches
 from jaxmaml.types import AdaptTrace, InnerRule, PyTree
 
 #: `((params, rule_params), support, num_inner_steps, key, observe, then) -> (fast_params, AdaptTrace)`, and what
@@ -38,7 +38,7 @@ def make_inner_loop(loss_fn: Callable[..., Any], rule: InnerRule, options: Optio
     def support_loss(fast_params, seen):
         """What a step descends, and what it reports; `seen` is all else that it depends on."""
         frozen, first, index, batch = seen
-        loss, aux = loss_fn(of_step(leaves.merge(fast_params, frozen), index, options), batch)
+        loss, aux = loss_fn(of_step(parameter_selection.merge(fast_params, frozen), index, options), batch)
         descended = loss if strength is None else loss + _proximal(fast_params, first, strength)
         return descended, (loss, aux)
 
@@ -52,10 +52,10 @@ def make_inner_loop(loss_fn: Callable[..., Any], rule: InnerRule, options: Optio
     ):
         params, rule_params = vary(meta, like=support)
         params = start_of(params, support, options)
-        first, frozen = leaves.split(params, masks(params, options)[0])
+        first, frozen = parameter_selection.split(params, masks(params, options)[0])
 
         def watch(fast_params: PyTree, index: Any) -> Any:
-            seen = observe(leaves.merge(fast_params, frozen), index) if observe else ()
+            seen = observe(parameter_selection.merge(fast_params, frozen), index) if observe else ()
             return checks.arrays("`observe(fast_params)`", seen)
 
         def steps(carry, constants, data: Any, begin: int, number: int):
@@ -86,11 +86,11 @@ def make_inner_loop(loss_fn: Callable[..., Any], rule: InnerRule, options: Optio
         carry, (losses, aux, seen) = steps(start, constants, support, 0, num_inner_steps)
         last = watch(carry[0], num_inner_steps)
         seen = jax.tree.map(lambda s, last: jnp.concatenate([s, last[None]]), seen, last)
-        adapted = leaves.merge(carry[0], frozen), AdaptTrace(support_loss=losses, aux=aux, observed=seen)
+        adapted = parameter_selection.merge(carry[0], frozen), AdaptTrace(support_loss=losses, aux=aux, observed=seen)
         if then is None:
             return adapted
         further, _ = steps(*jax.lax.stop_gradient((carry, constants)), then[0], num_inner_steps, then[1])
-        return *adapted, leaves.merge(further[0], frozen)
+        return *adapted, parameter_selection.merge(further[0], frozen)
 
     def exact_inner_loop(meta, support, num_inner_steps, key=None, observe=None, then=None):
         data, number = (None, 0) if then is None else then
@@ -107,10 +107,10 @@ def make_inner_loop(loss_fn: Callable[..., Any], rule: InnerRule, options: Optio
 
 def masks(params: PyTree, options: Options) -> tuple[PyTree, PyTree]:
     """Which leaves move in the inner loop, and which have a value for each of its steps."""
-    moving = leaves.select(params, options.adapted, "adapted")
+    moving = parameter_selection.select(params, options.adapted, "adapted")
     if options.per_step is None:
         return moving, jax.tree.map(lambda _: False, params)
-    per_step = leaves.select(params, options.per_step, "per_step")
+    per_step = parameter_selection.select(params, options.per_step, "per_step")
     moving = jax.tree.map(lambda m, p: m and not p, moving, per_step)
     if not any(jax.tree.leaves(moving)):
         raise ValueError("`per_step` leaves nothing to adapt: leaves with a value for each step do not move.")
@@ -134,7 +134,7 @@ def of_step(params: PyTree, step: Any, options: Options) -> PyTree:
     """What the model gets in inner step `step`: of leaves with a value for each, that one."""
     if options.per_step is None:
         return params
-    return leaves.at_step(params, masks(params, options)[1], step)
+    return parameter_selection.at_step(params, masks(params, options)[1], step)
 
 
 def _proximal(fast_params: PyTree, first: PyTree, strength: float) -> jax.Array:

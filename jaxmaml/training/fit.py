@@ -11,18 +11,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmaml import checkpoints as checkpointing
-from jaxmaml import checks, digests, interrupts
-from jaxmaml import validation as validating
-from jaxmaml.checkpoints import Checkpoints, Store
-from jaxmaml.dispatch import draw, take_steps
+from jaxmaml import checks
 from jaxmaml.metrics import Writer, forget_after
 from jaxmaml.metrics import check as check_writers
-from jaxmaml.progress import progress_bar
-from jaxmaml.runs import beginning
-from jaxmaml.sampling import Sampler, as_pytree, check_sampler
+from jaxmaml.training import checkpoints as checkpointing
+from jaxmaml.training import fingerprints, interrupts
+from jaxmaml.training import validation as validating
+from jaxmaml.training.checkpoints import Checkpoints, Store
+from jaxmaml.training.compiled_steps import draw, take_steps
+from jaxmaml.training.progress import progress_bar
+from jaxmaml.training.run_state import beginning
+from jaxmaml.training.samplers import Sampler, as_pytree, check_sampler
+from jaxmaml.training.validation import Validation
 from jaxmaml.types import MetaInfo, MetaLearner, MetaState
-from jaxmaml.validation import Validation
 
 
 class _Stopped(BaseException):
@@ -221,10 +222,10 @@ def _made_by(learner, state, sample_task, key, num_tasks, validation) -> dict[st
 
     judged = None if validation is None else functools.partial(validating.judged, learner, validation)
     return {
-        "program": digests.of_program(learner.update, state, jax.eval_shape(tasks_of, key)),
-        "tasks": digests.of_program(tasks_of, key),
-        "start": digests.of_arrays(state),
-        "validation": None if judged is None else digests.of_program(judged, state),
+        "program": fingerprints.of_program(learner.update, state, jax.eval_shape(tasks_of, key)),
+        "tasks": fingerprints.of_program(tasks_of, key),
+        "start": fingerprints.of_arrays(state),
+        "validation": None if judged is None else fingerprints.of_program(judged, state),
     }
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxmaml.binomial import binomial_scan
+from jaxmaml.execution.binomial_checkpointing import binomial_scan
+from jaxmaml.execution.memory_estimate import num_products, peak_bytes
 from jaxmaml.types import PyTree
-from jaxmaml.working_set import num_products, peak_bytes
 
 # A loop of few steps that hold little is written out: nothing is stacked, and XLA finds what the derivative would
 # compute again. On a CPU 25 sinusoid tasks of 5 inner steps take 0.85 of the time, a fifth longer to compile. A GPU has

@@ -6,9 +6,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxmaml.extrema import REPLACEMENTS
+from jaxmaml.execution.rewriting.extrema import REPLACEMENTS
+from jaxmaml.execution.rewriting.programs import is_enabled, rewritten
 from jaxmaml.jax_internals import CUSTOM_JVP, CUSTOM_VJP, evaluated, package_of, tie
-from jaxmaml.rewriting import is_enabled, rewritten
 
 
 def with_exact_derivatives(function: Callable[..., Any], rewrite: bool = True) -> Callable[..., Any]:

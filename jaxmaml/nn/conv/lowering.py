@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmaml.nn import on_cpu
-from jaxmaml.nn.form import Form, Sizes
-from jaxmaml.nn.windows import PRODUCTS
+from jaxmaml.nn.conv import cpu
+from jaxmaml.nn.conv.im2col import PRODUCTS
+from jaxmaml.nn.conv.spec import Form, Sizes
 
 
 def implement(first, second, *, out, form, precision, dtype, direct, one_thread=False) -> jax.Array:
@@ -27,13 +27,8 @@ def implement(first, second, *, out, form, precision, dtype, direct, one_thread=
     dtype = jnp.dtype(dtype)
     may = direct and jax.default_backend() == "cpu" and {first.dtype, second.dtype} == {dtype}
     sizes = sizes_of(first, second, out, form)
-    if (
-        may
-        and not _of_products_only(precision)
-        and on_cpu.possible(form, dtype)
-        and on_cpu.gains(out, sizes, one_thread)
-    ):
-        return on_cpu.convolve(first, second, out, form, precision)
+    if may and not _of_products_only(precision) and cpu.possible(form, dtype) and cpu.gains(out, sizes, one_thread):
+        return cpu.convolve(first, second, out, form, precision)
     return by_products(first, second, out=out, form=form, precision=precision, dtype=dtype)
 
 

@@ -26,7 +26,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmaml import leaves
+from jaxmaml import parameter_selection
 from jaxmaml.jax_internals import Program, instantiate, is_symbolic_zero, tie, traced, untrusted_rules, vary
 from jaxmaml.types import LossFn, PyTree
 
@@ -87,7 +87,7 @@ def _forward_over_reverse(program: Program, linearized: bool):
         """`params -> (gradients by params and moving, (loss, aux))`."""
 
         def gradients(params):
-            loss_of = lambda params, moving: loss_and_aux(params, leaves.merge(moving, resting))  # noqa: E731
+            loss_of = lambda params, moving: loss_and_aux(params, parameter_selection.merge(moving, resting))  # noqa: E731
             value, grads = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)(params, moving)
             return grads, value
 
@@ -99,7 +99,7 @@ def _forward_over_reverse(program: Program, linearized: bool):
         moving = jax.tree.map(lambda a: a.value if a.perturbed else None, arguments)
         resting = jax.tree.map(lambda a: None if a.perturbed else a.value, arguments)
         if not linearized:
-            return plain(params, leaves.merge(moving, resting)), (params, moving, resting, None)
+            return plain(params, parameter_selection.merge(moving, resting)), (params, moving, resting, None)
         (grads, _), derivative, (loss, aux) = jax.linearize(gradients_at(moving, resting), params, has_aux=True)
         return tie((loss, aux, grads), to=(params, moving, resting)), (params, moving, resting, derivative)
 
@@ -117,7 +117,9 @@ def _forward_over_reverse(program: Program, linearized: bool):
             bars = jax.tree.map(lambda bar, g: bar + loss_bar.astype(g.dtype) * g, bars, first)
         if not all(map(is_symbolic_zero, jax.tree.leaves(aux_bar, is_leaf=is_symbolic_zero))):
             # An outer objective uses the auxiliary output: rare, so it pays for a pass of its own.
-            _, pull_back = jax.vjp(lambda p, m: loss_and_aux(p, leaves.merge(m, resting))[1], params, moving)
+            _, pull_back = jax.vjp(
+                lambda p, m: loss_and_aux(p, parameter_selection.merge(m, resting))[1], params, moving
+            )
             aux_bar = vary(jax.tree.map(instantiate, aux_bar, is_leaf=is_symbolic_zero), like=residuals[:3])
             bars = jax.tree.map(jnp.add, bars, pull_back(aux_bar))
         return bars

@@ -7,15 +7,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmaml import checks, leaves, meta_gradients, objectives
-from jaxmaml.exact import with_exact_derivatives
-from jaxmaml.inner_loop import make_inner_loop, masks, of_step
+from jaxmaml import checks, objectives, parameter_selection
+from jaxmaml.core import meta_gradients
+from jaxmaml.core.inner_loop import make_inner_loop, masks, of_step
+from jaxmaml.execution.query_chunks import mean_over_chunks
+from jaxmaml.execution.rewriting.exact_derivatives import with_exact_derivatives
+from jaxmaml.execution.rewriting.matmul_order import reordered
+from jaxmaml.execution.task_axis import over_tasks
 from jaxmaml.jax_internals import vary
 from jaxmaml.options import Axes, Evolution, Implicit, Options, complete
-from jaxmaml.products import reordered
-from jaxmaml.query_chunks import mean_over_chunks
 from jaxmaml.rules import as_inner_rule, check_differentiable_at_zero, check_usable
-from jaxmaml.task_axis import over_tasks
 from jaxmaml.types import InnerRule, LossFn, MetaInfo, MetaLearner, MetaState, PyTree, Task
 
 
@@ -60,13 +61,13 @@ def make_learner(
     def init(params: PyTree) -> MetaState:
         params = checks.params(params)
         moving, per_step = masks(params, options)
-        adapted, _ = leaves.split(params, moving)
+        adapted, _ = parameter_selection.split(params, moving)
         if not isinstance(inner_optimizer, InnerRule):
             check_usable("inner_optimizer", inner_optimizer, adapted, _GIVEN_TO_RULES, is_differentiated)
         rule_params = checks.floating("rule_params", rule.init_params(adapted))
         if jax.tree.leaves(rule_params):
             _check_learns(options)
-        params = leaves.with_steps(params, per_step, training_steps)
+        params = parameter_selection.with_steps(params, per_step, training_steps)
         packed = _pack(params, rule_params)
         check_usable("outer_optimizer", outer_optimizer, packed, ("value",), differentiated=False)
         return MetaState(
@@ -90,7 +91,7 @@ def make_learner(
         num_tasks = checks.tasks(tasks)
         checks.placement(tasks, options.mesh)
         moving, _ = masks(state.params, options)
-        fresh_rule = jax.eval_shape(rule.init_params, leaves.split(state.params, moving)[0])
+        fresh_rule = jax.eval_shape(rule.init_params, parameter_selection.split(state.params, moving)[0])
         checks.same_structure("state.rule_params", state.rule_params, fresh_rule)
         fresh = jax.eval_shape(outer.init, _pack(state.params, state.rule_params))
         checks.same_structure("state.opt_state", state.opt_state, fresh)

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmaml import checks, rewriting
+from jaxmaml import checks
+from jaxmaml.execution.rewriting import programs
 from jaxmaml.jax_internals import flag
-from jaxmaml.nn import trilinear
-from jaxmaml.nn.form import Form
+from jaxmaml.nn.conv import primitive
+from jaxmaml.nn.conv.spec import Form
 
 
 def conv_general_dilated(
@@ -84,7 +85,7 @@ def conv_general_dilated(
     expected = jax.eval_shape(lambda x, k: lax.conv_general_dilated(x, k, **call), lhs, rhs)
     if (
         lowering == "lax"
-        or not rewriting.is_enabled()
+        or not programs.is_enabled()
         or batch_group_count != 1
         or 0 in (lhs.size, rhs.size, expected.size)
     ):
@@ -112,7 +113,7 @@ def conv_general_dilated(
     kernels = jnp.moveaxis(kernel.reshape(*kernel.shape[:-1], groups, -1), -2, 0)
     # Of now: it is computed later, and its derivatives are to be as precise.
     precision = flag("jax_default_matmul_precision") if precision is None else precision
-    y = trilinear.convolve(
+    y = primitive.convolve(
         by_group, kernels, form=form, precision=precision, dtype=expected.dtype, direct=lowering == "auto"
     )
     y = jnp.moveaxis(y, 0, -2).reshape(x.shape[0], *form.output, -1)

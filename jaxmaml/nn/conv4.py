@@ -1,4 +1,4 @@
-"""The MAML paper's models."""
+"""The image classifier of the MAML paper: four convolutions and a linear head."""
 
 import functools
 from collections.abc import Callable
@@ -9,50 +9,9 @@ import jax.numpy as jnp
 from flax import linen
 
 from jaxmaml import checks
-from jaxmaml.nn.conv import conv_general_dilated
-from jaxmaml.nn.layers import BatchNorm
+from jaxmaml.nn.conv.convolution import conv_general_dilated
+from jaxmaml.nn.layers import BatchNorm, identity_dense
 from jaxmaml.nn.pooling import max_pool
-
-
-class MLP(linen.Module):
-    """The sinusoid regressor of the paper: 1-40-40-1 with ReLU.
-
-    Weights start from a normal with standard deviation 0.01, truncated at two, and biases from zero, as in
-    the original code; so it starts out predicting nearly zero.
-
-    Attributes:
-      features: Width of each layer, the output's last.
-      num_context: Size of a vector `context`, zero at first, that is appended to every input (CAVIA).
-      warp: Follow each hidden layer by a linear map `warp_0`, `warp_1` ..., the identity at first (T-nets, Warp-MAML).
-      activation: Of hidden layers, elementwise; ReLU, the paper's, by default.
-
-    Example:
-      >>> import jax, jax.numpy as jnp, jaxmaml
-      >>> model = jaxmaml.nn.MLP()
-      >>> params = model.init(jax.random.key(0), jnp.ones((1, 1)))
-      >>> model.apply(params, jnp.ones((10, 1))).shape
-      (10, 1)
-
-    References:
-      Finn et al., 2017, section 5.1, https://arxiv.org/abs/1703.03400
-    """
-
-    features: tuple[int, ...] = (40, 40, 1)
-    num_context: int = 0
-    warp: bool = False
-    activation: Callable[[jax.Array], jax.Array] = linen.relu
-
-    @linen.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        checks.function("activation", self.activation)
-        init = linen.initializers.truncated_normal(0.01)
-        if self.num_context:
-            context = self.param("context", linen.initializers.zeros, (self.num_context,), x.dtype)
-            x = jnp.concatenate([x, jnp.broadcast_to(context, (*x.shape[:-1], self.num_context))], axis=-1)
-        for index, width in enumerate(self.features[:-1]):
-            x = linen.Dense(width, kernel_init=init)(x)
-            x = self.activation(_warp(x, index) if self.warp else x)
-        return linen.Dense(self.features[-1], kernel_init=init)(x)
 
 
 class Conv4(linen.Module):
@@ -165,7 +124,7 @@ class Conv4(linen.Module):
                 scale, shift = jnp.split(linen.Dense(2 * self.features, name="film")(context), 2)
                 x = x * (1.0 + scale)[None, None, None] + shift[None, None, None]
             if self.warp:
-                x = _warp(x, index)
+                x = identity_dense(x, index)
         x = rest(x)
         x = jnp.mean(x, axis=(1, 2)) if self.spatial_mean else x.reshape(x.shape[0], -1)
         x = x[first:]
@@ -179,12 +138,3 @@ def _identity(x: jax.Array) -> jax.Array:
 
 def _composed(outer: Callable[[jax.Array], jax.Array], inner: Callable[[jax.Array], jax.Array]):
     return lambda x: outer(inner(x))
-
-
-def _warp(x: jax.Array, index: int) -> jax.Array:
-    """A linear map of the last axis, the identity at first; called in a compact method."""
-
-    def identity(key, shape, dtype=jnp.float32):
-        return jnp.eye(*shape, dtype=dtype)
-
-    return linen.Dense(x.shape[-1], use_bias=False, kernel_init=identity, name=f"warp_{index}")(x)

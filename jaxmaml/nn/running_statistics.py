@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmaml import checks
-from jaxmaml.sampling import Sampler, as_pytree, check_sampler, threefry
+from jaxmaml.training.samplers import Sampler, as_pytree, check_sampler, threefry
 from jaxmaml.types import MetaLearner, MetaState, PyTree
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from jaxmaml import checks
-from jaxmaml.runs import Run, folder_of, manager_of, newest
+from jaxmaml.training.run_state import Run, folder_of, manager_of, newest
 from jaxmaml.types import MetaState
 
 

@@ -12,14 +12,15 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxmaml import checks
+from jaxmaml.execution.memory_estimate import tasks_that_fit
 from jaxmaml.jax_internals import flag, set_flag, vary
 from jaxmaml.types import PyTree
-from jaxmaml.working_set import tasks_that_fit
 
 #: `(meta, step, tasks, weights) -> (out, grads)`: `out` has a leading task axis, `grads` are summed with the weights.
 SumGradient = Callable[[PyTree, Any, PyTree, jax.Array], tuple[Any, PyTree]]
 
-_logger = logging.getLogger(__name__)
+# The documented name, whatever the module's path is.
+_logger = logging.getLogger("jaxmaml.task_axis")
 
 
 def task_mesh(num_devices: int | None = None) -> Mesh:

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmaml import leaves
-from jaxmaml.inner_loop import masks, start_of
+from jaxmaml import parameter_selection
+from jaxmaml.core.inner_loop import masks, start_of
 from jaxmaml.jax_internals import tie
 from jaxmaml.options import Evolution, Implicit, Options
 from jaxmaml.types import Outcome, PyTree
@@ -89,17 +89,17 @@ def implicit(loss_fn: Callable, inner_loop: Callable, query_loss: Callable, opti
     def of_task(meta, step, task, key):
         params, trace = inner_loop(meta, task.support, key=key)
         moving, _ = masks(params, options)
-        solution, _ = leaves.split(params, moving)
+        solution, _ = parameter_selection.split(params, moving)
 
         def parts(meta):
-            return leaves.split(start_of(meta[0], task.support, options), moving)
+            return parameter_selection.split(start_of(meta[0], task.support, options), moving)
 
         def support_gradient(fast_params, frozen):
-            loss = lambda fast: loss_fn(leaves.merge(fast, frozen), task.support)[0]  # noqa: E731
+            loss = lambda fast: loss_fn(parameter_selection.merge(fast, frozen), task.support)[0]  # noqa: E731
             return jax.grad(loss)(fast_params)
 
         def query(fast_params, frozen):
-            return query_loss(leaves.merge(fast_params, frozen), task.query)
+            return query_loss(parameter_selection.merge(fast_params, frozen), task.query)
 
         start, frozen = parts(meta)
         (loss, aux), right = jax.value_and_grad(query, has_aux=True)(solution, frozen)

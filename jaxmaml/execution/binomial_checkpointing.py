@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmaml import leaves
+from jaxmaml import parameter_selection
 from jaxmaml.jax_internals import instantiate, is_symbolic_zero, tie, traced, vary
 from jaxmaml.types import PyTree
 
@@ -58,7 +58,7 @@ def binomial_scan(step: Callable, start: PyTree, length: int, repeats: int) -> t
             carry, buffer = state
             index, slot = at
             buffer = _set(buffer, slot, carry)
-            carry, out = apply(leaves.merge(moving, resting), carry, index)
+            carry, out = apply(parameter_selection.merge(moving, resting), carry, index)
             return (carry, buffer), out
 
         # The first `length - 1` actions go forwards to the last step, which reads what they wrote.
@@ -78,7 +78,9 @@ def binomial_scan(step: Callable, start: PyTree, length: int, repeats: int) -> t
             moves, rests = _parts(carry)
 
             def moved(moving, moves):
-                carry, out = apply(leaves.merge(moving, resting), leaves.merge(moves, rests), index)
+                carry, out = apply(
+                    parameter_selection.merge(moving, resting), parameter_selection.merge(moves, rests), index
+                )
                 wanted = [o for o, bar in zip(jax.tree.leaves(out), outs_bar, strict=True) if bar is not None]
                 return _parts(carry)[0], wanted
 
@@ -88,7 +90,7 @@ def binomial_scan(step: Callable, start: PyTree, length: int, repeats: int) -> t
             return carry, (jax.tree.map(jnp.add, moving_bar, step_bar), carry_bar)
 
         def forwards(carry, bars, index):
-            return apply(leaves.merge(moving, resting), carry, index)[0], bars
+            return apply(parameter_selection.merge(moving, resting), carry, index)[0], bars
 
         def act(state, action):
             buffer, bars = state
@@ -132,7 +134,7 @@ def _moves(leaf: Any) -> bool:
 
 def _parts(carry: PyTree) -> tuple[PyTree, PyTree]:
     """What of a carry has a derivative, and the rest: counters, keys."""
-    return leaves.split(carry, jax.tree.map(_moves, carry))
+    return parameter_selection.split(carry, jax.tree.map(_moves, carry))
 
 
 def _set(buffer: PyTree, slot: Any, carry: PyTree) -> PyTree:

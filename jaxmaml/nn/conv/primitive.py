@@ -15,10 +15,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmaml import deferred
+from jaxmaml.execution.rewriting import deferred
 from jaxmaml.jax_internals import Zero, is_plain, is_undefined_primal
-from jaxmaml.nn import convolutions
-from jaxmaml.nn.form import OPERANDS
+from jaxmaml.nn.conv import lowering
+from jaxmaml.nn.conv.spec import OPERANDS
 
 # The axis, after that of groups, that two arrays share: examples, input channels or output channels.
 _SHARED = {
@@ -32,7 +32,7 @@ def convolve(image: jax.Array, kernel: jax.Array, **params: Any) -> jax.Array:
     """`[groups, N, *output, O]` of `[groups, N, *image, C]` and `[groups, *window, C, O]`; see `form.Form`."""
     if is_plain(image) and is_plain(kernel):
         return _form_p.bind(image, kernel, out="output", **params)
-    return convolutions.implement(image, kernel, out="output", **{**params, "direct": False})
+    return lowering.implement(image, kernel, out="output", **{**params, "direct": False})
 
 
 def _shape_and_dtype(first, second, *, out, form, dtype, **_):
@@ -96,5 +96,5 @@ def _split(x, axis, size):
 
 
 _form_p = deferred.primitive(
-    "convolution", convolutions.implement, _shape_and_dtype, jvp=_jvp, transpose=_transpose, batch=_batch
+    "convolution", lowering.implement, _shape_and_dtype, jvp=_jvp, transpose=_transpose, batch=_batch
 )

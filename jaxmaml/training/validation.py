@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxmaml import checks
-from jaxmaml.evaluation import Curve, Evaluation, evaluate
-from jaxmaml.runs import Run
+from jaxmaml.training.evaluation import Curve, Evaluation, evaluate
+from jaxmaml.training.run_state import Run
 from jaxmaml.types import LossFn, MetaLearner, MetaState
 
 

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmaml.nn.form import Form, Sizes
-from jaxmaml.nn.windows import in_groups, window_bytes
+from jaxmaml.nn.conv.im2col import in_groups, window_bytes
+from jaxmaml.nn.conv.spec import Form, Sizes
 
 # Measured with 3 x 3 windows and one thread, as a device of `task_mesh` has (`python -m benchmarks.convolutions`):
 # XLA's own takes 0.4 to 1.1 of the time of gathered windows, but for fewer output pixels than these, where to turn the

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmaml.nn.form import Form
-from jaxmaml.nn.streaming import group_size
+from jaxmaml.nn.conv.spec import Form
+from jaxmaml.nn.example_groups import group_size
 
 
 def _dot(x, y, contracted, precision, dtype):

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import jax
 
-from jaxmaml.deferred import implementation
+from jaxmaml.execution.rewriting.deferred import implementation
 from jaxmaml.jax_internals import CONVOLUTION, DOT_GENERAL, Literal, jaxprs_in_params, tie_p
 
 # On a CPU: up to it a chunk stays in the cache well enough. Where this was measured (1 MiB a core of the second level,

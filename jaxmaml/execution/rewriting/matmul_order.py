@@ -8,9 +8,9 @@ from typing import Any
 import jax
 from jax import lax
 
-from jaxmaml.deferred import implementation
+from jaxmaml.execution.rewriting.deferred import implementation
+from jaxmaml.execution.rewriting.programs import is_enabled, rewritten
 from jaxmaml.jax_internals import DOT_GENERAL
-from jaxmaml.rewriting import is_enabled, rewritten
 
 # The slope of a kernel, `X^T dY`, sums over the rows of both operands: a product that XLA's CPU backend does not give
 # to its fast library. With one operand transposed first it does. Measured on one core, that takes 0.6 to 0.95 of the
