@@ -111,10 +111,15 @@ def table(results: list[dict[str, Any]]) -> str:
             "-" if reached is None else f"{reached / 60:.1f} min",
             str(recipe["num_test_queries"]),
             result["normalisation"],
-            f"{where['device']}, {where['cpu_cores']} core{'s' * (where['cpu_cores'] > 1)}",
+            where["device"] if where["platform"] == "gpu" else _cores(where),
         )
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _cores(environment: dict[str, Any]) -> str:
+    number = environment["cpu_cores"]
+    return f"{environment['device']}, {number} core{'s' * (number > 1)}"
 
 
 def figure(results: list[dict[str, Any]], path: pathlib.Path) -> None:

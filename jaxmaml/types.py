@@ -138,6 +138,22 @@ class InnerRule(NamedTuple):
     update: Callable[..., tuple[PyTree, Any]]
 
 
+#: The name (`jax.ad_checkpoint.checkpoint_name`) of the inner gradients, which `remat="gradients"` keeps.
+INNER_GRADIENT = "inner_gradient"
+
+
+class StepLoop(NamedTuple):
+    """How the loop over inner steps is run, and what its derivative keeps.
+
+    Attributes:
+      run: `(step, carry, length) -> (carry, outs)`, equal to `jax.lax.scan(step, carry, jnp.arange(length))`.
+      keeps_all: `length -> bool`, whether the derivative of that loop keeps everything and recomputes nothing.
+    """
+
+    run: Callable[..., tuple[PyTree, PyTree]]
+    keeps_all: Callable[[int], bool]
+
+
 class _Init(Protocol):
     def __call__(self, params: PyTree) -> MetaState: ...
 

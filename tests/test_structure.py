@@ -89,6 +89,12 @@ def test_imports_go_one_way_within(order):
         assert not modules[f"{package}{name}"] & later, name
 
 
+def test_execution_is_wrapped_round_core_in_one_place():
+    inside = {module: imported for module, imported in _modules().items() if module.startswith("core.")}
+    found = {(module, other) for module, imported in inside.items() for other in imported if "execution" in other}
+    assert found == {("core.learner", "execution.executor")}
+
+
 def test_no_module_imports_itself_by_way_of_others():
     graphlib.TopologicalSorter(_modules()).prepare()
 

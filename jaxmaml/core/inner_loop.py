@@ -11,19 +11,17 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxmaml import checks, parameter_selection
 from jaxmaml.core.inner_gradient import inner_gradient
-from jaxmaml.execution.remat import KEPT, keeps_all, remat_scan
-from jaxmaml.execution.rewriting.exact_derivatives import with_exact_derivatives
 from jaxmaml.jax_internals import vary
 from jaxmaml.options import Implicit, Options
 from jaxmaml.supports import minibatches
-from jaxmaml.types import AdaptTrace, InnerRule, PyTree
+from jaxmaml.types import INNER_GRADIENT, AdaptTrace, InnerRule, PyTree, StepLoop
 
 #: `((params, rule_params), support, num_inner_steps, key, observe, then) -> (fast_params, AdaptTrace)`, and what
 #: `then` leads to where it is given.
 InnerLoop = Callable[..., Any]
 
 
-def make_inner_loop(loss_fn: Callable[..., Any], rule: InnerRule, options: Options) -> InnerLoop:
+def make_inner_loop(loss_fn: Callable[..., Any], rule: InnerRule, options: Options, step_loop: StepLoop) -> InnerLoop:
     r"""Build the inner loop `theta_{k+1} = theta_k + rule(grad L_support(theta_k))`.
 
     It is a scan over steps, so that its compile time does not depend on their number and its memory,
@@ -60,14 +58,14 @@ def make_inner_loop(loss_fn: Callable[..., Any], rule: InnerRule, options: Optio
 
         def steps(carry, constants, data: Any, begin: int, number: int):
             first, frozen, rule_params = constants
-            gradient = inner_gradient(support_loss, derivative, keeps_all(number, options.remat))
+            gradient = inner_gradient(support_loss, derivative, step_loop.keeps_all(number))
             batch_at = minibatches(data, options.inner_batch_size, number, key)
 
             def step(carry, taken):
                 (fast_params, rule_state), index = carry, begin + taken
                 seen = (frozen, None if strength is None else first, index, batch_at(taken))
                 value, (loss, aux), grads = gradient(fast_params, seen)
-                grads = checkpoint_name(grads, KEPT)
+                grads = checkpoint_name(grads, INNER_GRADIENT)
                 updates, rule_state = rule.update(
                     grads,
                     rule_state,
@@ -80,7 +78,7 @@ def make_inner_loop(loss_fn: Callable[..., Any], rule: InnerRule, options: Optio
                 )
                 return (optax.apply_updates(fast_params, updates), rule_state), (loss, aux, watch(fast_params, index))
 
-            return remat_scan(step, carry, number, options.remat)
+            return step_loop.run(step, carry, number)
 
         start, constants = (first, vary(rule.init(rule_params, first), like=support)), (first, frozen, rule_params)
         carry, (losses, aux, seen) = steps(start, constants, support, 0, num_inner_steps)
@@ -92,17 +90,7 @@ def make_inner_loop(loss_fn: Callable[..., Any], rule: InnerRule, options: Optio
         further, _ = steps(*jax.lax.stop_gradient((carry, constants)), then[0], num_inner_steps, then[1])
         return *adapted, parameter_selection.merge(further[0], frozen)
 
-    def exact_inner_loop(meta, support, num_inner_steps, key=None, observe=None, then=None):
-        data, number = (None, 0) if then is None else then
-
-        def adapt(meta, support, key, data):
-            then = None if data is None else (data, number)
-            return inner_loop(meta, support, num_inner_steps, key, observe, then)
-
-        # The inner rule, the start and whatever a custom derivative rule of the model computes are differentiated too.
-        return with_exact_derivatives(adapt, options.rewrite)(meta, support, key, data)
-
-    return exact_inner_loop
+    return inner_loop
 
 
 def masks(params: PyTree, options: Options) -> tuple[PyTree, PyTree]:

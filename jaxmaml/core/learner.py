@@ -10,10 +10,7 @@ import optax
 from jaxmaml import checks, objectives, parameter_selection
 from jaxmaml.core import meta_gradients
 from jaxmaml.core.inner_loop import make_inner_loop, masks, of_step
-from jaxmaml.execution.query_chunks import mean_over_chunks
-from jaxmaml.execution.rewriting.exact_derivatives import with_exact_derivatives
-from jaxmaml.execution.rewriting.matmul_order import reordered
-from jaxmaml.execution.task_axis import over_tasks
+from jaxmaml.execution.executor import Executor
 from jaxmaml.jax_internals import vary
 from jaxmaml.options import Axes, Evolution, Implicit, Options, complete
 from jaxmaml.rules import as_inner_rule, check_differentiable_at_zero, check_usable
@@ -33,6 +30,7 @@ def make_learner(
     checks.optimizer("outer_optimizer", outer_optimizer)
     training_steps = checks.positive_int("num_inner_steps", num_inner_steps)
     options = complete(axes)
+    executor = Executor(options)
     for builder in (objectives.multi_step, objectives.chaser):
         if options.objective is builder:
             name = f"jaxmaml.objectives.{builder.__name__}"
@@ -45,18 +43,15 @@ def make_learner(
                     "so that leaves which no inner step moves would never be learned."
                 )
     if options.start is not None:
-        options = options._replace(start=with_exact_derivatives(options.start, options.rewrite))
+        options = options._replace(start=executor.exact(options.start))
     rule = as_inner_rule(inner_optimizer)
     is_differentiated = options.derivative in ("mixed", "reverse") and options.objective not in _NOT_THROUGH_THE_RULE
     if is_differentiated:
         check_differentiable_at_zero(rule)
-    loss_fn = _with_precision(checks.with_checked_output(loss_fn), options.matmul_precision)
-    loss_fn = with_exact_derivatives(loss_fn, options.rewrite)
-    inner_loop = make_inner_loop(loss_fn, rule, options)
+    loss_fn = executor.loss(checks.with_checked_output(loss_fn))
+    inner_loop = executor.inner_loop(make_inner_loop(loss_fn, rule, options, executor.step_loop))
     outer = optax.with_extra_args_support(outer_optimizer)
-    gradient = _meta_gradient(loss_fn, rule, training_steps, options)
-    gradient = reordered(gradient, options.mesh is not None, options.rewrite)
-    mean_gradient = over_tasks(gradient, options.chunk_size, options.mesh)
+    mean_gradient = executor.mean_over_tasks(_meta_gradient(loss_fn, rule, training_steps, options, executor))
 
     def init(params: PyTree) -> MetaState:
         params = checks.params(params)
@@ -132,14 +127,17 @@ def _check_learns(options: Options) -> None:
         raise ValueError(f"`inner_optimizer` has parameters that the outer loop has to learn, and {reason}.")
 
 
-def _meta_gradient(loss_fn, rule: InnerRule, num_inner_steps: int, options: Options) -> meta_gradients.MetaGradient:
-    chunked_loss = mean_over_chunks(loss_fn, options.query_chunk_size)
+def _meta_gradient(
+    loss_fn, rule: InnerRule, num_inner_steps: int, options: Options, executor: Executor
+) -> meta_gradients.MetaGradient:
+    chunked_loss = executor.query_loss(loss_fn)
 
     def query_loss(params, query, num_steps: Any = num_inner_steps):
         return chunked_loss(of_step(params, num_steps - 1, options), query)
 
     def trained(options: Options):
-        return functools.partial(make_inner_loop(loss_fn, rule, options), num_inner_steps=num_inner_steps)
+        inner_loop = executor.inner_loop(make_inner_loop(loss_fn, rule, options, executor.step_loop))
+        return functools.partial(inner_loop, num_inner_steps=num_inner_steps)
 
     def value(options: Options):
         return (options.objective or objectives.last_step)(trained(options), query_loss)
@@ -173,13 +171,3 @@ def _pack(params: PyTree, rule_params: PyTree) -> PyTree:
 
 def _unpack(packed: Any, rule_params: PyTree) -> tuple[PyTree, PyTree]:
     return packed if jax.tree.leaves(rule_params) else (packed, rule_params)
-
-
-def _with_precision(loss_fn, matmul_precision: str | None):
-    """Trace `loss_fn` with products of `matmul_precision`; their derivatives inherit it."""
-
-    def loss(params, batch):
-        with jax.default_matmul_precision(matmul_precision):
-            return loss_fn(params, batch)
-
-    return loss_fn if matmul_precision is None else loss

@@ -2,6 +2,6 @@
 
 `task_axis` executes a batch of tasks at once, in chunks or over devices, by `memory_estimate`'s count of what one
 task holds; `remat` and `binomial_checkpointing` bound what the inner loop keeps for its derivative; `query_chunks`
-bounds the query loss; `rewriting` transforms traced programs. Begin with `task_axis`. The package imports only the
-shared modules at the top of `jaxmaml`, never `core`, `learners` or `training`.
+bounds the query loss; `rewriting` transforms traced programs. Begin with `executor`, where all of them meet. The
+package imports only the shared modules at the top of `jaxmaml`, never `core`, `learners` or `training`.
 """

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxmaml.execution.binomial_checkpointing import binomial_scan
 from jaxmaml.execution.memory_estimate import num_products, peak_bytes
-from jaxmaml.types import PyTree
+from jaxmaml.types import INNER_GRADIENT, PyTree
 
 # A loop of few steps that hold little is written out: nothing is stacked, and XLA finds what the derivative would
 # compute again. On a CPU 25 sinusoid tasks of 5 inner steps take 0.85 of the time, a fifth longer to compile. A GPU has
@@ -18,9 +18,6 @@ _FEW_STEPS = 5
 _FEW_PRODUCTS = 20
 _CPU_BYTES = 1 << 18
 _DEVICE_BYTES = 1 << 28
-
-#: The name (`jax.ad_checkpoint.checkpoint_name`) of what `"gradients"` keeps.
-KEPT = "inner_gradient"
 
 
 def keeps_all(length: int, remat: str) -> bool:
@@ -38,7 +35,7 @@ def remat_scan(step: Callable, start: PyTree, length: int, remat: str) -> tuple[
       step: `(carry, index) -> (carry, out)`.
       start: The first carry.
       length: Number of steps.
-      remat: `"none"`; `"gradients"`: keep carries and what is named `KEPT`; `"steps"`: keep carries;
+      remat: `"none"`; `"gradients"`: keep carries and what is named `INNER_GRADIENT`; `"steps"`: keep carries;
         `"recursive"`: keep few carries of more than ten. One step is not looped over; see `keeps_all`. Nor are a few
         small ones, where `"gradients"` keeps whatever XLA finds useful.
     """
@@ -46,7 +43,7 @@ def remat_scan(step: Callable, start: PyTree, length: int, remat: str) -> tuple[
         return binomial_scan(step, start, length, repeats=math.ceil(math.log10(length)))
     written_out = remat in ("gradients", "none") and _are_few(step, start, length)
     if not keeps_all(length, remat):
-        names = [KEPT] if remat == "gradients" else []
+        names = [INNER_GRADIENT] if remat == "gradients" else []
         policy = jax.checkpoint_policies.save_only_these_names(*names)
         step = jax.checkpoint(step, policy=policy, prevent_cse=False)
     if length == 1:

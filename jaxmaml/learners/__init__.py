@@ -1,4 +1,8 @@
-"""One factory a file; each picks a point on the axes of the family."""
+"""The algorithms, one factory in each file; each fixes some of the axes in `options` and leaves the others free.
+
+Begin with `maml`, which fixes none. The package imports the shared modules and public namespaces at the top of
+`jaxmaml`, `rules`, and `core.learner`, where every factory ends; no file imports a sibling.
+"""
 
 from jaxmaml.learners.anil import anil as anil
 from jaxmaml.learners.bayesian_maml import bayesian_maml as bayesian_maml

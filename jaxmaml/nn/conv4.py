@@ -1,6 +1,5 @@
 """The image classifier of the MAML paper: four convolutions and a linear head."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +9,8 @@ from flax import linen
 
 from jaxmaml import checks
 from jaxmaml.nn.conv.convolution import conv_general_dilated
-from jaxmaml.nn.layers import BatchNorm, identity_dense
-from jaxmaml.nn.pooling import max_pool
+from jaxmaml.nn.conv_block import conv_block, finished
+from jaxmaml.nn.layers import identity_dense
 
 
 class Conv4(linen.Module):
@@ -85,56 +84,32 @@ class Conv4(linen.Module):
         checks.one_of("normalisation", self.normalisation, ("batch", "layer", "group"))
         if x.ndim != 4:
             raise ValueError(f"`x` must be images [num_examples, height, width, channels], got shape {x.shape}.")
-        first = 0
+        num_support = None if support is None else support.shape[0]
         if support is not None:
-            first = support.shape[0]
             x = jnp.concatenate([support, x])
-        # What is still to be done to a block's outputs is done by the next block, in its groups of examples.
-        rest = _identity
         for index in range(4):
-            conv = linen.Conv(
+            # Convolution, normalisation, ReLU, max-pooling.
+            x = conv_block(
+                x,
                 self.features,
-                kernel_size=(3, 3),
                 strides=1 if self.pool else 2,
-                kernel_init=linen.initializers.xavier_uniform(),
+                pool=self.pool,
+                normalisation=self.normalisation,
+                use_scale=self.use_scale,
+                num_support=num_support or None,
                 conv_general_dilated=self.conv_general_dilated,
             )
-            if self.is_initializing():
-                conv(x)
-            module, variables = conv.unbind()
-            pool = max_pool if self.pool else None
-            if self.normalisation == "batch":
-                kernel, shift = (variables["params"][name] for name in ("kernel", "bias"))
-                apply: Callable[..., Any] = module.clone(use_bias=False).apply
-                layer = _composed(functools.partial(apply, {"params": {"kernel": kernel}}), rest)
-                norm = BatchNorm(use_scale=self.use_scale)
-                x, normalise = norm(x, layer, pool, first or None, defer=True, shift=shift)
-                rest = _composed(linen.relu, normalise)
-            else:
-                groups = 8 if self.normalisation == "group" else 1
-                norm = linen.GroupNorm(groups, use_scale=self.use_scale, epsilon=1e-3)
-                apply = module.apply
-                x = norm(apply(variables, rest(x)))
-                x = linen.relu(x if pool is None else pool(x))
-                rest = _identity
-            if self.warp or (self.num_context and index == 2):
-                x, rest = rest(x), _identity
             if self.num_context and index == 2:
-                context = self.param("context", linen.initializers.zeros, (self.num_context,), x.dtype)
-                scale, shift = jnp.split(linen.Dense(2 * self.features, name="film")(context), 2)
-                x = x * (1.0 + scale)[None, None, None] + shift[None, None, None]
+                x = self._modulated(finished(x))
             if self.warp:
-                x = identity_dense(x, index)
-        x = rest(x)
+                x = identity_dense(finished(x), index)
+        x = finished(x)[num_support:]
         x = jnp.mean(x, axis=(1, 2)) if self.spatial_mean else x.reshape(x.shape[0], -1)
-        x = x[first:]
         dense = linen.Dense(self.num_ways, kernel_init=self.head_init)
         return dense(x) if head else x
 
-
-def _identity(x: jax.Array) -> jax.Array:
-    return x
-
-
-def _composed(outer: Callable[[jax.Array], jax.Array], inner: Callable[[jax.Array], jax.Array]):
-    return lambda x: outer(inner(x))
+    def _modulated(self, x: jax.Array) -> jax.Array:
+        """Scale and shift every filter by a linear map of the context vector (FiLM)."""
+        context = self.param("context", linen.initializers.zeros, (self.num_context,), x.dtype)
+        scale, shift = jnp.split(linen.Dense(2 * self.features, name="film")(context), 2)
+        return x * (1.0 + scale)[None, None, None] + shift[None, None, None]
