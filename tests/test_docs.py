@@ -117,6 +117,10 @@ def test_contributing_names_every_package():
     assert list(dict.fromkeys(groups)) == list(test_structure.ORDER)
 
 
+def test_the_citation_is_of_this_version():
+    assert f"\nversion: {jaxmaml.__version__}\n" in (REPOSITORY / "CITATION.cff").read_text()
+
+
 def test_links_to_files_lead_somewhere():
     for page in REPOSITORY.glob("*.md"):
         for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):

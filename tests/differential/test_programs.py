@@ -34,7 +34,8 @@ def test_programs(monkeypatch, seed):
     assert kinds.count("equal") >= PROGRAMS - 2
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # So that `-m "not slow"` leaves it out too.
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("seed", range(1000, 1010))
 def test_more_programs(monkeypatch, seed):
     assert_no_faults(judged(monkeypatch, seed, 20))
