@@ -1,8 +1,8 @@
-"""What the outer loop descends: which query losses count, or what else.
+"""Outer objectives: the scalar that an outer step minimises.
 
-An objective is `(inner_loop, query_loss) -> ((meta, task, key, step) -> (value, Outcome))`: `value` is the scalar
-that is differentiated by `meta = (params, rule_params)`, `step` counts outer steps, and
-`query_loss(params, query, k) -> (loss, aux)` judges parameters after `k` inner steps, by default training's number.
+An objective is `(inner_loop, query_loss) -> ((meta, task, key, step) -> (value, Outcome))`. The scalar `value` is
+differentiated with respect to `meta = (params, rule_params)`, `step` counts outer steps, and
+`query_loss(params, query, k) -> (loss, aux)` evaluates parameters after `k` inner steps, `num_inner_steps` by default.
 """
 
 from collections.abc import Callable
@@ -34,11 +34,10 @@ def last_step(inner_loop, query_loss):
 def multi_step(weights: Callable[[jax.Array], jax.Array]) -> Objective:
     r"""Build the weighted sum of the query losses after every inner step, `sum_k w_k L(theta_k, query)`.
 
-    A weight of zero costs nothing: its query loss is not computed, then. The reported query loss is that after
-    the last step.
+    The query loss of a step with weight zero is not computed. The reported query loss is that after the last step.
 
     Args:
-      weights: `step -> [num_inner_steps]`, of the losses after 1, 2, ... inner steps, by the outer step.
+      weights: `outer step -> [num_inner_steps]`, the weights of the losses after 1, 2, ... inner steps.
     Returns:
       An objective, for `maml(..., objective=...)` and the other factories.
     Raises:
@@ -62,7 +61,7 @@ def multi_step(weights: Callable[[jax.Array], jax.Array]) -> Objective:
             if of_steps.ndim != 1:
                 raise ValueError(f"`weights(step)` must be one for each inner step, got shape {of_steps.shape}.")
 
-            def judge(fast_params, index):
+            def evaluated(fast_params, index):
                 def skip(*args):
                     shapes = jax.eval_shape(query_loss, *args)
                     return vary(jax.tree.map(lambda out: jnp.zeros(out.shape, out.dtype), shapes), like=args)
@@ -72,7 +71,7 @@ def multi_step(weights: Callable[[jax.Array], jax.Array]) -> Objective:
                 counts = (index > 0) & (of_steps[index - 1] != 0)
                 return jax.lax.cond(counts, query_loss, skip, fast_params, task.query, index)
 
-            _, trace = inner_loop(meta, task.support, key=key, observe=judge)
+            _, trace = inner_loop(meta, task.support, key=key, observe=evaluated)
             losses, aux = trace.observed
             if of_steps.shape != trace.support_loss.shape:
                 raise ValueError(
@@ -88,10 +87,10 @@ def multi_step(weights: Callable[[jax.Array], jax.Array]) -> Objective:
 
 
 def annealed(num_inner_steps: int, num_steps: int) -> Callable[[jax.Array], jax.Array]:
-    r"""Build the weights of MAML++: equal at first, those of the last step alone after `num_steps` outer steps.
+    r"""Build the weights of MAML++: equal at first, and zero except for the last step after `num_steps` outer steps.
 
-    At outer step `t < num_steps`, with `S = num_inner_steps`, a step but the last has
-    `max(1/S (1 - t / num_steps), 0.03 / S)`, and the last has the rest of 1.
+    At outer step `t < num_steps`, with `S = num_inner_steps`, every inner step before the last has the weight
+    `max(1/S (1 - t / num_steps), 0.03 / S)`, and the last has what remains of 1.
 
     Args:
       num_inner_steps: `S`; >= 1.
@@ -137,8 +136,8 @@ def displacement(inner_loop, query_loss):
 def chaser(num_steps: int) -> Objective:
     r"""Build the chaser loss: `1/2 ||phi_K - phi_{K+s}||^2`, where the leader `phi_{K+s}` is a constant.
 
-    The leader goes on from `phi_K` for `s = num_steps` inner steps on support and query together: steps
-    `K ... K + s - 1` of the inner rule, whose state goes on too.
+    The leader takes `s = num_steps` further inner steps from `phi_K`, on support and query together: steps
+    `K ... K + s - 1` of the inner rule, which keeps its state.
 
     Args:
       num_steps: `s`; >= 1.
@@ -162,9 +161,9 @@ def chaser(num_steps: int) -> Objective:
 
 
 def before_adaptation(inner_loop, query_loss):
-    """The loss on the query before any inner step: joint training on all tasks, for baselines.
+    """The query loss before any inner step: joint training on all tasks, for baselines.
 
-    Where adaptation has a `start`, that is what is judged.
+    Where adaptation has a `start`, the loss is evaluated there.
     """
 
     def value(meta, task: Task, key, step):

@@ -1,4 +1,4 @@
-"""The axes of the family as keyword arguments: what every factory takes, their defaults and their checks."""
+"""The axes of the family as keyword arguments that every factory takes, with their defaults and checks."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypedDict, cast
@@ -14,15 +14,15 @@ from jaxmaml.types import PyTree
 class Implicit(NamedTuple):
     r"""Implicit differentiation of a proximal inner problem (iMAML): `derivative=Implicit(...)`.
 
-    The inner loop descends `L(phi, support) + strength / 2 ||phi - theta||^2`. At its minimum, whatever path led
-    there, the meta-gradient of `theta` is `(I + H / strength)^{-1} grad L(phi, query)`, with `H` the Hessian of the
-    support loss at `phi`, solved for by conjugate gradients.
+    The inner loop minimises `L(phi, support) + strength / 2 ||phi - theta||^2`. At its minimum, whatever path led
+    there, the meta-gradient with respect to `theta` is `(I + H / strength)^{-1} grad L(phi, query)`, with `H` the
+    Hessian of the support loss at `phi`. The linear system is solved by conjugate gradients.
 
     Attributes:
       strength: `lambda` of the proximal term; > 0.
-      max_solver_steps: At most so many steps of conjugate gradients; 5 in the paper.
-      tolerance: They end at a residual of so much of the right-hand side, and `update` warns where they
-        end above ten times that.
+      max_solver_steps: The largest number of conjugate gradient steps; 5 in the paper.
+      tolerance: The solver stops when the norm of the residual is below this fraction of the right-hand side's norm.
+        `update` warns where the final residual is more than ten times as large.
       damping: Solve `((1 + damping) I + H / (strength + shift)) u = v` instead. 0 is the paper's
         formula; the released code has 1 here.
       shift: See `damping`; 0 is the paper's formula, the released code has 10.
@@ -57,35 +57,38 @@ class Evolution(NamedTuple):
 
 
 class Execution(TypedDict, total=False):
-    """How an outer step is executed: keyword arguments that every factory takes. None changes the maths.
+    """How an outer step is executed: keyword arguments that every factory takes.
+
+    These options do not change the result beyond rounding, with one exception: `query_chunk_size` needs a loss that is
+    a mean over independent examples.
 
     Attributes:
-      chunk_size: How many tasks are executed at once (on each device of a mesh): a number, `None` for all,
-        or `"auto"`, the default: as many as fit the cache of a CPU or the memory of another device, by a count of
-        what one task holds. What it picked goes to the log `jaxmaml.task_axis`, at level INFO. A number that does not
-        divide that of tasks wastes the rest of the last chunk. Changes nothing but rounding.
-      query_chunk_size: How many query examples are differentiated at once, a number that divides theirs; `None`,
-        the default, for all. For a `loss_fn` that is a mean over examples which do not see each
-        other: with batch statistics, each chunk has its own. Scalars in its aux are averaged, arrays joined.
-      mesh: A `jax.sharding.Mesh` over whose devices the tasks are split, such as `jaxmaml.task_mesh()`;
-        `None`, the default, for none. Exact; tasks that do not divide evenly leave devices idle.
-      remat: What the inner loop keeps for its derivative, and what it computes again.
-        `"gradients"`, the default: parameters and optimizer state before each inner step, and those inner
-        gradients that the optimizer's derivative needs; of two to five small steps (256 KB together on a CPU,
-        elsewhere 256 MB a task, and 20 products each) whatever saves time. `"steps"`: not the gradients.
-        `"recursive"`, by binomial checkpointing: parameters and state before few steps, 14 of 100 and 18 of 1,000,
-        and up to `ceil(log10 K)` computations of each of `K` steps before its derivative; no forward-mode
-        derivative goes through it.
-        `"none"`: all that JAX would keep; what `"gradients"` means for one step.
-      matmul_precision: Of the products in `loss_fn`, as `jax.default_matmul_precision` takes it:
-        `"bfloat16"`, `"tensorfloat32"`, `"float32"`, `"BF16_BF16_F32"` ...; `None`, the default, for the
-        platform's own.
-      rewrite: Whether the traced program of the loss and of the outer step may be rewritten: maxima and minima get
-        derivatives that compare no value which the compiler may have rounded differently, functions with a
-        `custom_vjp` arguments that are all batched over tasks, and matrix products on a CPU the operand order that it
-        is fast at. `True` by default; with `False` the program runs as plain JAX has it. The environment variable
-        `JAXMAML_REWRITE=0` switches all three off for every learner, and makes the layers in `jaxmaml.nn` plain JAX as
-        well.
+      chunk_size: The number of tasks that are executed at once on each device. `None` is all of them. `"auto"`, the
+        default, is as many as fit the cache of a CPU or the memory of another device, by an estimate of one task's
+        memory; the logger `jaxmaml.task_axis` reports the choice at level INFO. If the number of tasks is not a
+        multiple of it, part of the last chunk is wasted.
+      query_chunk_size: The number of query examples that are differentiated at once, which must divide the number of
+        query examples; `None`, the default, is all of them. `loss_fn` must be a mean over independent examples: batch
+        statistics, for instance, would be those of each chunk. Scalars in its auxiliary output are averaged over
+        chunks, and arrays are concatenated.
+      mesh: A `jax.sharding.Mesh` whose devices share the tasks, such as `jaxmaml.task_mesh()`; `None`, the default,
+        for a single device. If the number of tasks is not a multiple of the number of devices, some are partly idle.
+      remat: What the inner loop keeps for its derivative, and what is recomputed.
+        `"gradients"`, the default, keeps the parameters and the optimizer state before each inner step, and the inner
+        gradients where the optimizer's derivative needs them. Loops of two to five small steps (256 KB in total on a
+        CPU, elsewhere 256 MB for each task, and at most 20 matmuls in a step) are unrolled, and XLA chooses.
+        `"steps"` keeps the parameters and the optimizer state, and recomputes the gradients.
+        `"recursive"` is binomial checkpointing: it keeps the parameters and the optimizer state before a few steps, 14
+        of 100 or 18 of 1,000, and recomputes each of `K` steps up to `ceil(log10 K)` times. Forward-mode
+        differentiation through it is not supported.
+        `"none"` keeps everything that JAX's reverse mode would. For a single inner step, `"gradients"` does the same.
+      matmul_precision: The precision of matmuls and convolutions in `loss_fn`, as for `jax.default_matmul_precision`:
+        `"bfloat16"`, `"tensorfloat32"`, `"float32"`, `"BF16_BF16_F32"` ...; `None`, the default, is the platform's.
+      rewrite: Whether the traced program of the loss and of the outer step may be rewritten in three ways. Maxima and
+        minima get derivatives that do not depend on how the compiler rounds; functions with a `custom_vjp` get all of
+        their arguments batched over tasks; on a CPU, matmuls get the operand order that is fastest there. `True` by
+        default; with `False` the program runs as plain JAX would run it. The environment variable `JAXMAML_REWRITE=0`
+        switches all three off for every learner, and makes the layers in `jaxmaml.nn` plain JAX as well.
     """
 
     chunk_size: int | Literal["auto"] | None
@@ -97,28 +100,30 @@ class Execution(TypedDict, total=False):
 
 
 class Axes(Execution, total=False):
-    """Where a learner stands on the axes of the family: keyword arguments that every factory takes beside its own.
+    """The choices that make up an algorithm: keyword arguments that every factory takes beside its own.
 
-    A factory is a point on these axes, and fixes those that make it what it is; the others are free to combine.
-    Leaves are told by `None` (all), a name in their path (`"Dense_2"`) or a list of such, a predicate of the path
+    Each factory fixes the choices that define its algorithm and leaves the others free to combine. A selection of
+    leaves is `None` (all), a name in their path (`"Dense_2"`) or a list of such names, a predicate of the path
     (`lambda path: path.endswith("bias")`), or a tree of booleans.
 
     Attributes:
-      derivative: How the meta-gradient is computed. `"mixed"`, the default: exact, forward over reverse;
-        `"reverse"`: exact, plain; `"first_order"`: inner gradients taken as constants; or an `Implicit(...)` or
-        `Evolution(...)`.
-      adapted: The leaves that move in the inner loop, all by default. For the others no gradient is computed there.
-      start: `(params, support) -> params`, what a task's adaptation starts from, of the same shapes. Differentiated.
-        `None`, the default, for the parameters themselves.
-      per_step: Leaves with a value for each inner step, which `init` makes of one by copying; not adapted. Beyond
-        training's steps the last counts. After `k` steps a model is judged with the values of step `k - 1`.
-      inner_batch_size: Examples of the support that an inner step sees, in turn from random orders of it; `None`, the
-        default, for all. At most as many as there are.
-      objective: What the outer loop descends: `last_step`, the default, `multi_step(...)`, `displacement`,
+      derivative: How the meta-gradient is computed. `"mixed"`, the default, is exact and uses forward over reverse
+        mode; `"reverse"` is exact and uses reverse over reverse mode; `"first_order"` treats inner gradients as
+        constants; `Implicit(...)` and `Evolution(...)` are those of iMAML and ES-MAML.
+      adapted: The leaves that inner steps update, all by default. For the others no inner gradient is computed.
+      start: `(params, support) -> params`, the parameters that adaptation to a task starts from, of the same shapes.
+        It is differentiated. `None`, the default, starts from the initial parameters themselves.
+      per_step: Leaves that have one value for each inner step, which `init` makes by copying. Inner steps do not update
+        them. Steps beyond `num_inner_steps` reuse the last step's value. After `k` inner steps a model is evaluated
+        with the values of step `k - 1`.
+      inner_batch_size: The number of support examples in an inner step's batch, taken in turn from random permutations
+        of the support; at most the number of support examples. `None`, the default, is all of them.
+      objective: What the outer loop minimises: `last_step`, the default, `multi_step(...)`, `displacement`,
         `chaser(...)` or `before_adaptation`, of `jaxmaml.objectives`.
-      first_order_steps: How many outer steps take first-order derivatives, before the others; both ways are compiled
-        at once, so nothing is when they change. 0 by default.
-      seed: Of what is random: the orders of `inner_batch_size`, and `Evolution`. Another in each outer step.
+      first_order_steps: The number of outer steps, from the first, that use first-order derivatives; 0 by default. Both
+        branches are compiled up front; switching does not recompile.
+      seed: The seed of the permutations of `inner_batch_size` and of `Evolution`; each outer step derives a key from
+        it.
     """
 
     derivative: str | Implicit | Evolution
@@ -132,7 +137,7 @@ class Axes(Execution, total=False):
 
 
 class Options(NamedTuple):
-    """A learner's place on every axis: `Axes`, completed by the defaults; their meaning is told there."""
+    """`Axes` completed by the defaults; see there for the meaning of each."""
 
     chunk_size: int | str | None = "auto"
     query_chunk_size: int | None = None
@@ -151,10 +156,10 @@ class Options(NamedTuple):
 
 
 def fixed(axes: Axes, **own: Any) -> Axes:
-    """`axes` with those that make an algorithm what it is, or raise where the caller has chosen them too."""
+    """`axes` together with the choices that define an algorithm, or raise where the caller has made one of these."""
     clash = set(own) & set(axes)
     if clash:
-        raise TypeError(f"`{min(clash)}` is what makes this algorithm; jaxmaml.maml takes any other.")
+        raise TypeError(f"`{min(clash)}` is fixed by this algorithm; jaxmaml.maml takes any value.")
     return cast(Axes, {**axes, **own})
 
 

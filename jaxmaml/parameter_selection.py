@@ -1,4 +1,4 @@
-"""Which leaves of the parameters: all, those of a name, of a predicate, or of a mask; and parameters in two parts."""
+"""Selections of parameter leaves, by name, predicate or mask; and parameters split in two by such a selection."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -11,14 +11,14 @@ from jaxmaml.types import PyTree
 
 
 class Named(NamedTuple):
-    """Those of `leaves`, which the argument `name` selects."""
+    """A selection of leaves, and the name of the argument it came from."""
 
     leaves: "Leaves"
     name: str
 
 
 class Except(NamedTuple):
-    """All leaves but those of `leaves`, which the argument `name` selects."""
+    """All leaves outside a selection, and the name of the argument it came from."""
 
     leaves: "Leaves"
     name: str
@@ -29,19 +29,19 @@ Leaves = str | Sequence[str] | Callable[[str], bool] | Named | Except | PyTree |
 
 
 def select(params: PyTree, leaves: Leaves, name: str) -> PyTree:
-    """The tree of booleans that `leaves` means for `params`.
+    """The selection `leaves` as a tree of booleans of the structure of `params`.
 
-    A path is its components joined by "/", as in `"params/Dense_2/kernel"`; a name selects the leaves below it, and a
-    list of names those below any of them.
+    A leaf's path is its keys joined by "/", as in `"params/Dense_2/kernel"`. A name selects the leaves whose path
+    contains it as a key, and a list of names those whose path contains any of them.
 
     Args:
       params: Any pytree.
       leaves: What to select.
-      name: Of the argument, for errors.
+      name: The name of the caller's argument, for error messages.
 
     Raises:
       ValueError: If nothing is selected, or a mask does not fit.
-      TypeError: If a mask or a predicate says anything but true or false.
+      TypeError: If a mask or a predicate gives anything but booleans.
     """
     if isinstance(leaves, Named):
         return select(params, *leaves)
@@ -76,14 +76,14 @@ def select(params: PyTree, leaves: Leaves, name: str) -> PyTree:
 
 
 def split(params: PyTree, mask: PyTree) -> tuple[PyTree, PyTree]:
-    """`params` where `mask` is true, and where it is not, with `None` in place of the rest."""
+    """The leaves where `mask` is true, and the leaves where it is false, each with `None` for the others."""
     chosen = jax.tree.map(lambda m, leaf: leaf if m else None, mask, params)
     rest = jax.tree.map(lambda m, leaf: None if m else leaf, mask, params)
     return chosen, rest
 
 
 def merge(chosen: PyTree, rest: PyTree) -> PyTree:
-    """Join what `split` parted: `merge(*split(params, mask))` is `params`.
+    """The inverse of `split`: `merge(*split(params, mask))` is `params`.
 
     Args:
       chosen, rest: Of the same structure; exactly one of them is `None` at each leaf.
@@ -97,7 +97,7 @@ def with_steps(params: PyTree, mask: PyTree, num_steps: int) -> PyTree:
 
 
 def at_step(params: PyTree, mask: PyTree, step: Any) -> PyTree:
-    """What `with_steps` made, at one step; later steps than there are count as the last."""
+    """The parameters of one step, from `with_steps`; steps beyond the last reuse the last step's values."""
     return jax.tree.map(lambda m, leaf: leaf[jnp.clip(step, 0, leaf.shape[0] - 1)] if m else leaf, mask, params)
 
 

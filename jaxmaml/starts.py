@@ -1,4 +1,4 @@
-"""What a task's adaptation starts from, where that is not the initialisation itself."""
+"""Functions of the initial parameters and the support, from whose values adaptation to a task starts."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ Start = Callable[[PyTree, Any], PyTree]
 
 
 def zeros(where: Leaves) -> Start:
-    """Build the start whose leaves `where` are zero, and the others the initialisation's (CAVIA's context).
+    """Build a start in which the leaves `where` are zero and the others are the initial parameters (CAVIA's context).
 
     Example:
       >>> import jax.numpy as jnp, jaxmaml
@@ -31,17 +31,18 @@ def zeros(where: Leaves) -> Start:
 
 
 def prototypes(embed: Callable[[PyTree, Any], jax.Array], head: Leaves, scale: float = 1.0) -> Start:
-    r"""Build the start whose linear head classifies by the squared distance to class prototypes (Proto-MAML).
+    r"""Build a start whose linear head classifies by the squared distance to class prototypes (Proto-MAML).
 
     With `c_k` the mean embedding of class `k`'s support, `-s ||x - c_k||^2 = 2 s c_k . x - s ||c_k||^2 + const`: the
-    head is `kernel[:, k] = 2 s c_k`, `bias[k] = -s ||c_k||^2`. It is differentiated through, back to the body.
+    head is `kernel[:, k] = 2 s c_k`, `bias[k] = -s ||c_k||^2`. The meta-gradient includes the derivative of the head
+    with respect to the body.
 
     Args:
-      embed: `(params, inputs) -> features [num_examples, num_features]`, what the head gets.
+      embed: `(params, inputs) -> features [num_examples, num_features]`, the inputs of the head.
       head: The leaves of the head, a kernel `[num_features, num_ways]` and a bias `[num_ways]`; their learned
         values have no effect.
-      scale: `s`, of the squared distance. Distances grow with the number of features: where that is large, logits of
-        scale 1 are, at first, as sure as they are wrong.
+      scale: The factor `s` of the squared distance. Distances grow with the number of features, so that with many
+        features and a scale of 1 the first predictions are overconfident.
     Returns:
       `(params, support) -> params`, for a support `(inputs, integer labels)`. A class without an example has the
       origin as its prototype.
@@ -49,7 +50,7 @@ def prototypes(embed: Callable[[PyTree, Any], jax.Array], head: Leaves, scale: f
       ValueError: If `scale` is not > 0; in use, if the head is not such a pair.
     References:
       Triantafillou et al., 2020, https://arxiv.org/abs/1903.03096; Snell et al., 2017,
-      https://arxiv.org/abs/1703.05175; of the scale, Oreshkin et al., 2018, https://arxiv.org/abs/1805.10123
+      https://arxiv.org/abs/1703.05175; for the scale, Oreshkin et al., 2018, https://arxiv.org/abs/1805.10123
     """
     checks.function("embed", embed)
     checks.positive("scale", scale)

@@ -1,4 +1,4 @@
-"""What an inner step sees of the support."""
+"""The batch of support examples that each inner step uses."""
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from jaxmaml import checks
 
 
 def minibatches(support: Any, batch_size: int | None, num_steps: int, key: chex.PRNGKey | None) -> Callable[[Any], Any]:
-    """Build `step -> batch`: all of `support`, or examples in turn from random orders of it.
+    """Build `step -> batch`: all of `support`, or consecutive batches of random permutations of it.
 
     Every example is seen once before any is seen again (Nichol et al., 2018, https://arxiv.org/abs/1803.02999).
 

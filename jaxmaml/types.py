@@ -1,4 +1,4 @@
-"""The containers and protocols that every other module speaks."""
+"""The containers and protocols that every other module uses."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -28,13 +28,13 @@ class Batch(NamedTuple):
 
 
 class Task(NamedTuple):
-    """A task: a support batch to adapt on and a query batch to be judged on.
+    """A task: a support batch to adapt on, and a query batch on which the adapted parameters are evaluated.
 
     With a leading axis on every leaf it is a batch of tasks.
 
     Attributes:
-      support: Any pytree of arrays; what the inner loop's `loss_fn` sees.
-      query: Any pytree of arrays; what the outer loop's `loss_fn` sees.
+      support: Any pytree of arrays; the batch of `loss_fn` in the inner loop.
+      query: Any pytree of arrays; the batch of `loss_fn` in the outer loop.
 
     Example:
       >>> import jax.numpy as jnp, jaxmaml
@@ -52,13 +52,13 @@ class Task(NamedTuple):
 
 
 class MetaState(NamedTuple):
-    """Everything that an outer step changes.
+    """The state of meta-training: everything that an outer step changes.
 
     Attributes:
       step: Number of outer steps taken, int32 scalar.
-      params: The initialisation, a pytree of floating-point arrays.
-      rule_params: What else is meta-learned by the inner rule; `()` for an optax rule.
-      opt_state: State of the outer optimizer.
+      params: The initial parameters, a pytree of floating-point arrays.
+      rule_params: The meta-learned parameters of the inner rule; `()` for an optax transformation.
+      opt_state: The state of the outer optimizer.
     """
 
     step: jax.Array
@@ -68,16 +68,16 @@ class MetaState(NamedTuple):
 
 
 class MetaInfo(NamedTuple):
-    """What an outer step reports; losses in the units of `loss_fn` (nats for cross-entropy).
+    """Metrics of an outer step; losses are in the units of `loss_fn` (nats for cross-entropy).
 
     Attributes:
-      query_loss: Query loss of each task after adaptation, `[num_tasks]`. Their mean is the
-        meta-loss that the step descends, unless the algorithm's objective is another.
+      query_loss: Query loss of each task after adaptation, `[num_tasks]`. Their mean is the meta-loss that the step
+        minimises, unless the algorithm has another objective.
       support_loss: Support loss before each inner step, `[num_tasks, num_inner_steps]`.
       grad_norm: Euclidean norm of the meta-gradient, scalar.
       aux: `loss_fn`'s auxiliary output on the query, leaves `[num_tasks, ...]`; `()` without one.
-      diagnostics: What the algorithm reports of itself, leaves `[num_tasks, ...]`, such as the residual of an
-        implicit solve; `()` for most.
+      diagnostics: Quantities of one algorithm, leaves `[num_tasks, ...]`, such as the residual of an implicit solve;
+        `()` for most algorithms.
     """
 
     query_loss: jax.Array
@@ -88,7 +88,7 @@ class MetaInfo(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What an objective reports of a task, beside the scalar that is differentiated. See `MetaInfo`."""
+    """Metrics of one task that an objective returns beside the scalar to differentiate. See `MetaInfo`."""
 
     query_loss: jax.Array
     support_loss: jax.Array
@@ -97,7 +97,7 @@ class Outcome(NamedTuple):
 
 
 class AdaptTrace(NamedTuple):
-    """What `adapt` records on the way.
+    """What `adapt` records at each inner step.
 
     Attributes:
       support_loss: Support loss before each inner step, `[num_inner_steps]`.
@@ -115,8 +115,8 @@ class InnerRule(NamedTuple):
     """How an inner gradient becomes an update: an optax transformation with meta-learned parameters.
 
     Attributes:
-      init_params: `params -> rule_params`, the meta-learned parameters' start.
-      init: `(rule_params, params) -> rule_state`, at the beginning of each adaptation.
+      init_params: `params -> rule_params`, the initial values of the meta-learned parameters.
+      init: `(rule_params, params) -> rule_state`, called at the beginning of each adaptation.
       update: `(grads, rule_state, params, rule_params, step, **extra) -> (updates, rule_state)`;
         `updates` are added to the parameters. `extra` holds optax's conventional `value` (the
         support loss), `grad` and `value_fn`.
@@ -180,9 +180,9 @@ class MetaLearner(NamedTuple):
 
     Attributes:
       init: `params -> MetaState`.
-      adapt: `(state, support, *, num_inner_steps=None, observe=None) -> (fast_params, AdaptTrace)`:
-        learn one task. `num_inner_steps` defaults to training's; `observe(fast_params)` is
-        evaluated after every step, from 0, and recorded.
+      adapt: `(state, support, *, num_inner_steps=None, observe=None) -> (fast_params, AdaptTrace)`: adapt to one
+        task. `num_inner_steps` defaults to that of meta-training; `observe(fast_params)` is evaluated after 0, 1, ...
+        inner steps and recorded.
       update: `(state, tasks) -> (MetaState, MetaInfo)`: one outer step over a batch of tasks.
     """
 

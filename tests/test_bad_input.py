@@ -103,7 +103,7 @@ MALFORMED = {
     "axis that makes the algorithm": (
         lambda: jaxmaml.fomaml(problems.quadratic_loss, SGD, SGD, num_inner_steps=1, derivative="mixed"),
         TypeError,
-        "`derivative` is what makes this algorithm",
+        "`derivative` is fixed by this algorithm",
     ),
     "start is no function": (lambda: make(start=1), TypeError, "`start` must be callable"),
     "start of another shape": (
