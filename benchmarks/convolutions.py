@@ -22,8 +22,8 @@ from rich.table import Table
 import jaxmaml
 from benchmarks import flops, reporting
 from jaxmaml.nn.conv import cpu
-from jaxmaml.nn.conv.lowering import by_products, sizes_of
-from jaxmaml.nn.conv.spec import OPERANDS, Form
+from jaxmaml.nn.conv.lowering import by_matmuls, sizes_of
+from jaxmaml.nn.conv.spec import OPERANDS, ConvSpec
 
 
 class Layer(NamedTuple):
@@ -36,12 +36,12 @@ class Layer(NamedTuple):
     num_examples: int
 
     @property
-    def form(self) -> Form:
+    def spec(self) -> ConvSpec:
         side, stride = (self.side, self.side), (self.stride, self.stride)
         padding = lax.padtype_to_pads(side, (3, 3), stride, "SAME")
         output = tuple(-(-n // s) for n, s in zip(side, stride, strict=True))
         edges = tuple((int(low), int(high)) for low, high in padding)
-        return Form(side, (3, 3), stride, edges, (1, 1), (1, 1), output)
+        return ConvSpec(side, (3, 3), stride, edges, (1, 1), (1, 1), output)
 
 
 LAYERS = {
@@ -99,21 +99,21 @@ def measure(config: Config, name: str, out: str, shared: bool) -> dict[str, Any]
     """Microseconds of both ways, and which one is chosen."""
     layer = LAYERS[name]
     groups, examples = (1, config.num_tasks * layer.num_examples) if shared else (config.num_tasks, layer.num_examples)
-    form = layer.form
+    spec = layer.spec
     shapes = {
-        "image": (groups, examples, *form.image, layer.channels),
-        "kernel": (groups, *form.window, layer.channels, layer.filters),
-        "output": (groups, examples, *form.output, layer.filters),
+        "image": (groups, examples, *spec.image, layer.channels),
+        "kernel": (groups, *spec.window, layer.channels, layer.filters),
+        "output": (groups, examples, *spec.output, layer.filters),
     }
     pair = [jax.random.normal(jax.random.key(seed), shapes[part]) for seed, part in enumerate(OPERANDS[out])]
     dtype = jnp.dtype("float32")
     ways: dict[str, Callable] = {
-        "products": functools.partial(by_products, out=out, form=form, precision=None, dtype=dtype)
+        "products": functools.partial(by_matmuls, out=out, spec=spec, precision=None, dtype=dtype)
     }
     chosen = "products"
-    if cpu.possible(form, dtype):
-        ways["own"] = functools.partial(cpu.convolve, out=out, form=form, precision=None)
-        sizes = sizes_of(pair[0], pair[1], out, form)
+    if cpu.possible(spec, dtype):
+        ways["own"] = functools.partial(cpu.convolve, out=out, spec=spec, precision=None)
+        sizes = sizes_of(pair[0], pair[1], out, spec)
         chosen = "own" if cpu.gains(out, sizes, one_thread=True) else "products"
     times = {way: 1e6 * flops.fastest_seconds(f, *pair, repeats=config.repeats) for way, f in ways.items()}
     return {

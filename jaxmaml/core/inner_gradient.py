@@ -1,22 +1,22 @@
-r"""The gradient of the inner loss, and how it is differentiated in turn.
+r"""The gradient of the inner loss, and the VJP of that gradient.
 
-The outer gradient needs, for a cotangent `v` on `g = grad_theta L(theta, eta)`, the products
-`(dg/dtheta)^T v` and `(dg/deta)^T v`, where `eta` is everything else that is differentiated (the batch,
-closed-over values). Three ways:
+The meta-gradient needs, for a cotangent `v` of `g = grad_theta L(theta, eta)`, the VJPs `(dg/dtheta)^T v` and
+`(dg/deta)^T v`, where `eta` is everything else that is differentiated (the batch, closed-over values). They are
+computed in one of three ways:
 
-* `"reverse"`: let JAX differentiate the backward pass in reverse. Exact; keeps its intermediates.
-* `"mixed"`: second derivatives are symmetric, so both products are the derivative of
-  `(grad_theta L, grad_eta L)` along `v` in `theta`: one forward-over-reverse pass and nothing kept but
-  `theta` and `eta` (Kemaev et al., 2025, https://arxiv.org/abs/2505.00793). Exact. Where memory is no matter, what
-  the gradient computed anyway is kept for that pass, and two of its eight products a layer are saved.
-* `"first_order"`: take the products to be zero (Finn et al., 2017, section 5.2).
+* `"reverse"`: JAX differentiates the backward pass in reverse mode. Exact; its intermediates are kept in memory.
+* `"mixed"`: second derivatives are symmetric, so both VJPs are the directional derivative of
+  `(grad_theta L, grad_eta L)` with respect to `theta` along `v`. One forward-over-reverse pass computes it, and only
+  `theta` and `eta` are kept in memory (Kemaev et al., 2025, https://arxiv.org/abs/2505.00793). Exact. With
+  `linearized`, the intermediates of the gradient are kept as well, which saves two of eight matmuls for each layer.
+* `"first_order"`: both VJPs are taken to be zero (Finn et al., 2017, section 5.2).
 
-Symmetry holds for true gradients only. A `custom_jvp` or `custom_vjp` rule in the model may define
-something else (a straight-through estimator), so `"mixed"` trusts the `custom_jvp` rules of JAX itself,
-of optax's losses and of `jaxmaml`, and falls back to `"reverse"`, with a warning, at any other.
+Symmetry holds for true gradients only. A `custom_jvp` or `custom_vjp` rule in the model may define something else (a
+straight-through estimator). `"mixed"` therefore trusts the `custom_jvp` rules of JAX itself, of optax's losses and of
+`jaxmaml`; where it finds any other rule it uses `"reverse"` instead, with a warning.
 
-A second differentiation (of `update` by a hyperparameter, say) is exact too: the forward pass is plain JAX, and
-so is then differentiated in reverse, with reverse mode's memory.
+A further differentiation, such as that of `update` with respect to a hyperparameter, is exact too: the forward pass is
+plain JAX, which is then differentiated in reverse mode, with the memory that takes.
 """
 
 import warnings
@@ -35,12 +35,13 @@ InnerGradient = Callable[[PyTree, Any], tuple[jax.Array, Any, PyTree]]
 
 
 def inner_gradient(loss_fn: LossFn, derivative: str, linearized: bool = False) -> InnerGradient:
-    """Build `(params, batch) -> (loss, aux, grads)`, differentiated in turn as `derivative` says.
+    """Build `(params, batch) -> (loss, aux, grads)`, whose own derivative is computed as `derivative` says.
 
     Args:
       loss_fn: `(params, batch) -> (loss, aux)`.
       derivative: `"mixed"`, `"reverse"` or `"first_order"`; see the module's docstring.
-      linearized: In `"mixed"`, keep what the derivative shares with the gradient instead of computing it again.
+      linearized: In `"mixed"`, keep the intermediates that the derivative shares with the gradient; by default they are
+        recomputed.
     """
 
     def reverse(params, batch):
@@ -61,17 +62,14 @@ def inner_gradient(loss_fn: LossFn, derivative: str, linearized: bool = False) -
                 stacklevel=2,
             )
             return reverse(params, batch)
-        # As a list: a rule is given records in place of leaves, which not every pytree of a user can hold.
+        # As a list: a custom rule gets records in place of leaves, which not every pytree type accepts.
         return _forward_over_reverse(program, linearized)(params, (jax.tree.leaves(batch), constants))
 
     return {"mixed": mixed, "reverse": reverse, "first_order": first_order}[derivative]
 
 
 def _forward_over_reverse(program: Program, linearized: bool):
-    """The gradient of `program`, whose own derivative is forward over reverse.
-
-    Of `(params, (leaves of the batch, constants))`, to `(loss, aux, grads)`.
-    """
+    """`(params, (leaves of the batch, constants)) -> (loss, aux, grads)`, with a forward-over-reverse derivative."""
 
     def loss_and_aux(params, arguments):
         batch, constants = arguments
@@ -95,7 +93,7 @@ def _forward_over_reverse(program: Program, linearized: bool):
 
     def forward(params, arguments):
         params = jax.tree.map(lambda p: p.value, params)
-        # Only what is being differentiated gets a cotangent: seldom the batch, never its labels.
+        # Only what is being differentiated gets a cotangent: rarely the batch, and never integer labels.
         moving = jax.tree.map(lambda a: a.value if a.perturbed else None, arguments)
         resting = jax.tree.map(lambda a: None if a.perturbed else a.value, arguments)
         if not linearized:
@@ -116,7 +114,7 @@ def _forward_over_reverse(program: Program, linearized: bool):
             first = gradients(params)[0] if first is None else first
             bars = jax.tree.map(lambda bar, g: bar + loss_bar.astype(g.dtype) * g, bars, first)
         if not all(map(is_symbolic_zero, jax.tree.leaves(aux_bar, is_leaf=is_symbolic_zero))):
-            # An outer objective uses the auxiliary output: rare, so it pays for a pass of its own.
+            # An outer objective depends on the auxiliary output. This is rare, so it takes a backward pass of its own.
             _, pull_back = jax.vjp(
                 lambda p, m: loss_and_aux(p, parameter_selection.merge(m, resting))[1], params, moving
             )

@@ -24,21 +24,20 @@ InnerLoop = Callable[..., Any]
 def make_inner_loop(loss_fn: Callable[..., Any], rule: InnerRule, options: Options, step_loop: StepLoop) -> InnerLoop:
     r"""Build the inner loop `theta_{k+1} = theta_k + rule(grad L_support(theta_k))`.
 
-    It is a scan over steps, so that its compile time does not depend on their number and its memory,
-    differentiated in mixed mode, holds little more than one copy of the parameters a step; or less, as `remat` says.
-    Only the adapted leaves are carried and differentiated; `observe(params, k)` is recorded after `k` steps. Leaves
-    with a value for each step keep them all: `of_step` picks. With `then = (data, number)`, as many further steps are
-    taken on `data`, and where they lead is returned as well, as a constant.
+    `step_loop.run` iterates the step as `jax.lax.scan` does. Only the adapted leaves are carried and differentiated.
+    `observe(params, k)` is recorded after `k` steps, from 0. Leaves with a value for each step are passed whole, and
+    `of_step` selects that of one step. With `then = (data, number)`, that many further steps are taken on `data`, and
+    the parameters that they lead to are returned as well, as constants.
     """
     derivative = options.derivative if isinstance(options.derivative, str) else "first_order"
     strength = options.derivative.strength if isinstance(options.derivative, Implicit) else None
 
     def support_loss(fast_params, seen):
-        """What a step descends, and what it reports; `seen` is all else that it depends on."""
+        """The loss that a step minimises, and `(loss, aux)` to report; `seen` is all else that it depends on."""
         frozen, first, index, batch = seen
         loss, aux = loss_fn(of_step(parameter_selection.merge(fast_params, frozen), index, options), batch)
-        descended = loss if strength is None else loss + _proximal(fast_params, first, strength)
-        return descended, (loss, aux)
+        minimised = loss if strength is None else loss + _proximal(fast_params, first, strength)
+        return minimised, (loss, aux)
 
     def inner_loop(
         meta: tuple[PyTree, PyTree],
@@ -94,22 +93,24 @@ def make_inner_loop(loss_fn: Callable[..., Any], rule: InnerRule, options: Optio
 
 
 def masks(params: PyTree, options: Options) -> tuple[PyTree, PyTree]:
-    """Which leaves move in the inner loop, and which have a value for each of its steps."""
+    """The leaves that inner steps update, and the leaves that have a value for each inner step, as masks."""
     moving = parameter_selection.select(params, options.adapted, "adapted")
     if options.per_step is None:
         return moving, jax.tree.map(lambda _: False, params)
     per_step = parameter_selection.select(params, options.per_step, "per_step")
     moving = jax.tree.map(lambda m, p: m and not p, moving, per_step)
     if not any(jax.tree.leaves(moving)):
-        raise ValueError("`per_step` leaves nothing to adapt: leaves with a value for each step do not move.")
+        raise ValueError(
+            "`per_step` leaves nothing to adapt: inner steps do not update leaves with a value for each step."
+        )
     return moving, per_step
 
 
 def start_of(params: PyTree, support: Any, options: Options) -> PyTree:
-    """What adaptation to a task starts from: `params`, or what the axis `start` makes of them.
+    """The parameters that adaptation to a task starts from: `params`, or `start(params, support)`.
 
     Raises:
-      ValueError, TypeError: If that is not like `params`.
+      ValueError, TypeError: If `start` gives another structure, shape or dtype.
     """
     if options.start is None:
         return params
@@ -119,7 +120,7 @@ def start_of(params: PyTree, support: Any, options: Options) -> PyTree:
 
 
 def of_step(params: PyTree, step: Any, options: Options) -> PyTree:
-    """What the model gets in inner step `step`: of leaves with a value for each, that one."""
+    """The parameters of inner step `step`: leaves with a value for each step are replaced by that step's."""
     if options.per_step is None:
         return params
     return parameter_selection.at_step(params, masks(params, options)[1], step)

@@ -1,4 +1,4 @@
-"""The outer loop: the meta-loss over a batch of tasks and the outer step that descends it."""
+"""The learner: the meta-loss over a batch of tasks, and the outer step that minimises it."""
 
 import functools
 from typing import Any
@@ -24,7 +24,7 @@ def make_learner(
     num_inner_steps: int,
     axes: Axes,
 ) -> MetaLearner:
-    """Assemble a learner from a choice on each axis: what every factory ends in."""
+    """Assemble a learner from a choice on each axis; every factory ends here."""
     checks.function("loss_fn", loss_fn)
     checks.inner_optimizer(inner_optimizer)
     checks.optimizer("outer_optimizer", outer_optimizer)
@@ -39,8 +39,8 @@ def make_learner(
         for name in ("adapted", "per_step"):
             if getattr(options, name) is not None:
                 raise ValueError(
-                    f"`{name}` does not go with the objective `displacement` (Reptile): it follows adapted parameters, "
-                    "so that leaves which no inner step moves would never be learned."
+                    f"`{name}` does not go with the objective `displacement` (Reptile): it uses the change of the "
+                    "adapted parameters, so that leaves which no inner step updates would never be learned."
                 )
     if options.start is not None:
         options = options._replace(start=executor.exact(options.start))
@@ -108,9 +108,9 @@ def make_learner(
     return MetaLearner(init, adapt, update)
 
 
-# The inner optimizer is not differentiated on the way to these.
+# These objectives do not differentiate the inner optimizer.
 _NOT_THROUGH_THE_RULE = (objectives.displacement, objectives.before_adaptation)
-# What an inner rule gets beside gradient, state and parameters.
+# The arguments of an inner rule beside gradient, state and parameters.
 _GIVEN_TO_RULES = ("value", "grad", "value_fn")
 
 
@@ -154,17 +154,17 @@ def _meta_gradient(
 
 
 def _key(step: jax.Array, options: Options):
-    """Of an outer step; `None` where nothing is random."""
+    """The PRNG key of an outer step; `None` if nothing is random."""
     if options.inner_batch_size is None and not isinstance(options.derivative, Evolution):
         return None
-    # Of threefry whatever JAX's default is: the draws are the same in chunks of any size.
+    # Always threefry: with other implementations the draws may depend on the size of a chunk.
     return jax.random.fold_in(jax.random.key(options.seed, impl="threefry2x32"), step)
 
 
 def _pack(params: PyTree, rule_params: PyTree) -> PyTree:
-    """What the outer optimizer sees: `params` alone where the rule learns nothing.
+    """The tree that the outer optimizer updates: `params` alone if the inner rule has no parameters.
 
-    So masks and labels written for the model's own tree fit, and a global norm covers both where both are.
+    Masks and labels written for the model's own tree therefore fit, and a global norm covers both trees.
     """
     return (params, rule_params) if jax.tree.leaves(rule_params) else params
 

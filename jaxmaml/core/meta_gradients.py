@@ -1,4 +1,4 @@
-"""The meta-gradient, summed over tasks: by differentiating through the inner loop, around it, or not at all."""
+"""The meta-gradient, summed over tasks: by backpropagation, implicit differentiation or evolution strategies."""
 
 import warnings
 from collections.abc import Callable
@@ -20,7 +20,7 @@ MetaGradient = Callable[..., tuple[Outcome, PyTree]]
 
 
 class ImplicitInfo(NamedTuple):
-    """How well a task's implicit gradient is solved for; `info.diagnostics` of a learner with `Implicit`.
+    """The accuracy of a task's implicit gradient: `info.diagnostics` of a learner with `Implicit`.
 
     Attributes:
       residual: Of the linear system, as a share of its right-hand side, `[num_tasks]`.
@@ -38,7 +38,7 @@ def backpropagation(value: Callable) -> MetaGradient:
     def gradient(meta, step, tasks_and_keys, weights):
         def total(sums):
             def of_task(task, key):
-                # Each task has a copy of its own of what would overflow as a sum over tasks.
+                # The sum over tasks of a float16 gradient could overflow: each task gets a copy, and sums are float32.
                 own = jax.tree.map(
                     lambda s, m: s if s.dtype == m.dtype else tie(s, to=task).astype(m.dtype), sums, meta
                 )
@@ -66,8 +66,8 @@ def evolution(value: Callable, settings: Evolution) -> MetaGradient:
 
         def pair(noise_key):
             noise = optax.tree.random_like(noise_key, meta)
-            slope = (moved(noise, 1.0) - moved(noise, -1.0)) / (2 * settings.std)
-            return jax.tree.map(lambda n: slope.astype(n.dtype) * n, noise)
+            difference = (moved(noise, 1.0) - moved(noise, -1.0)) / (2 * settings.std)
+            return jax.tree.map(lambda n: difference.astype(n.dtype) * n, noise)
 
         grads = jax.vmap(pair)(jax.random.split(noise_key, settings.num_pairs))
         return value(meta, task, key, step)[1], jax.tree.map(lambda g: jnp.mean(g, axis=0), grads)
@@ -122,10 +122,10 @@ def implicit(loss_fn: Callable, inner_loop: Callable, query_loss: Callable, opti
             return query(solution, frozen)[0] + optax.tree.vdot(solved, fixed_point)
 
         inner = support_gradient(solution, frozen)
-        slope = jax.tree.map(lambda g, f, s: g + settings.strength * (f - s), inner, solution, start)
+        stationarity = jax.tree.map(lambda g, f, s: g + settings.strength * (f - s), inner, solution, start)
         rest = jax.tree.map(jnp.subtract, system(solved), right)
         residual = optax.tree.norm(rest) / jnp.maximum(optax.tree.norm(right), jnp.finfo(loss.dtype).tiny)
-        info = ImplicitInfo(residual, optax.tree.norm(slope))
+        info = ImplicitInfo(residual, optax.tree.norm(stationarity))
         return Outcome(loss, trace.support_loss, aux, info), jax.grad(pulled_back)(meta)
 
     return _each_task(of_task)
@@ -150,7 +150,7 @@ def warn_where_unsolved(info: ImplicitInfo, settings: Implicit) -> None:
 
 
 def after(first_order_steps: int, exact: MetaGradient, first_order: MetaGradient) -> MetaGradient:
-    """First-order gradients in the first so many outer steps; then exact ones, of the same compiled function."""
+    """First-order gradients in the first `first_order_steps` outer steps, and exact gradients afterwards."""
 
     def gradient(meta, step, *tasks):
         return jax.lax.cond(step < first_order_steps, first_order, exact, meta, step, *tasks)
@@ -168,12 +168,12 @@ def _each_task(of_task: Callable) -> MetaGradient:
 
 
 def wide(x: jax.Array) -> jax.Array:
-    """`x` in float32 at least: what sums over tasks are taken in."""
+    """`x` in float32 or a wider dtype, in which sums over tasks are taken."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _over(tasks_and_keys: tuple[PyTree, PyTree], function: Callable) -> PyTree:
-    """`function` of each task, by `vmap`; but one alone is not batched: XLA makes faster programs without the axis."""
+    """`function` of each task, by `vmap`; a single task is not batched, because XLA compiles faster code without it."""
     if jax.tree.leaves(tasks_and_keys)[0].shape[0] > 1:
         return jax.vmap(function)(*tasks_and_keys)
     out = function(*jax.tree.map(lambda leaf: leaf[0], tasks_and_keys))

@@ -1,4 +1,4 @@
-"""A scan that keeps few of its carries, and computes the others again when its derivative asks for them."""
+"""A scan that keeps few of its carries and recomputes the others for its derivative."""
 
 import itertools
 import math
@@ -15,9 +15,9 @@ from jaxmaml.types import PyTree
 
 
 class Action(NamedTuple):
-    """One inner step, forwards or differentiated, of the carry in slot `read`.
+    """One inner step from the carry in slot `read`, either forward or reverse.
 
-    Forwards, the next carry goes to slot `write`; differentiated, the carry stays where it is.
+    A forward action stores the next carry in slot `write`; a reverse action differentiates the step.
     """
 
     step: int
@@ -29,15 +29,15 @@ class Action(NamedTuple):
 def binomial_scan(step: Callable, start: PyTree, length: int, repeats: int) -> tuple[PyTree, PyTree]:
     """`lax.scan(step, start, arange(length))`, whose derivative keeps as few carries as `repeats` allows.
 
-    With `s` carries kept, `C(s - 1 + repeats, repeats)` steps can be differentiated in reverse while each is computed
-    at most `repeats` times before its own derivative, and no schedule does better (Griewank and Walther, 2000,
-    https://doi.org/10.1145/347837.347846). The derivative is a scan too, over the actions of that schedule.
+    With `s` carries in memory, `C(s - 1 + repeats, repeats)` steps can be differentiated in reverse mode if each is
+    computed at most `repeats` times before its own derivative, and no schedule does better (Griewank and Walther, 2000,
+    https://doi.org/10.1145/347837.347846). The derivative is a scan over the actions of that schedule.
 
     Args:
-      step: `(carry, index) -> (carry, out)`; it may close over what is differentiated.
+      step: `(carry, index) -> (carry, out)`; it may close over values that are differentiated.
       start: The first carry.
-      length: Number of steps.
-      repeats: How often a step is computed, at most, before its derivative.
+      length: The number of steps.
+      repeats: The largest number of times that a step is computed before its derivative.
     """
     slots = next(s for s in itertools.count(1) if math.comb(s - 1 + repeats, repeats) >= length)
     actions = list(schedule(0, length, 0, slots - 1))

@@ -1,4 +1,4 @@
-"""What a computation holds in memory at once and multiplies, counted on its program, and how many tasks fit."""
+"""Estimates of memory and of matmuls from a traced program, and the number of tasks that fit."""
 
 from collections.abc import Callable
 
@@ -7,22 +7,22 @@ import jax
 from jaxmaml.execution.rewriting.deferred import implementation
 from jaxmaml.jax_internals import CONVOLUTION, DOT_GENERAL, Literal, jaxprs_in_params, tie_p
 
-# On a CPU: up to it a chunk stays in the cache well enough. Where this was measured (1 MiB a core of the second level,
-# 32 MiB of the third), 25 sinusoid tasks of 5 inner steps and 0.09 MB take 1.12 ms an outer step at once and 1.28 ms
-# in chunks of 9; an MLP of 0.7 MB a task takes 18.3 ms one by one and 15.9 ms by two to eight; Conv4 of 6 MB is
-# fastest one by one.
+# A chunk of up to this size stays in a CPU's cache well enough. Where this was measured (1 MiB of second-level cache for
+# each core, 32 MiB of third-level cache), 25 sinusoid tasks of 5 inner steps and 0.09 MB take 1.12 ms for an outer step
+# at once and 1.28 ms in chunks of 9; an MLP of 0.7 MB for each task takes 18.3 ms one by one and 15.9 ms by two to eight;
+# Conv4 of 6 MB is fastest one by one.
 _CPU_BYTES = 3_000_000
 
-# On other devices few big launches are best: as much as fits, with room for the parameters and for other work.
+# On other devices few large kernels are best: as much as fits, with room for the parameters and for other work.
 _DEVICE_SHARE = 0.5
 
 
 def tasks_that_fit(function: Callable, *args_of_one_task) -> tuple[int, str]:
-    """How many tasks fit at once, and why.
+    """The number of tasks that fit at once, and the reason in words.
 
     Args:
-      function: Of a batch of tasks.
-      args_of_one_task: Its arguments for a batch of one.
+      function: A function of a batch of tasks.
+      args_of_one_task: Its arguments for a batch of one task.
     """
     working_set = peak_bytes(jax.make_jaxpr(function)(*args_of_one_task).jaxpr)
     platform = jax.default_backend()
@@ -36,10 +36,10 @@ def tasks_that_fit(function: Callable, *args_of_one_task) -> tuple[int, str]:
 
 
 def peak_bytes(jaxpr) -> int:
-    """The most bytes that are alive at any time while `jaxpr` runs equation by equation, its inputs apart.
+    """The peak number of live bytes, without the inputs, if `jaxpr` runs equation by equation.
 
-    XLA fuses equations and so needs less; within a factor of a few it is what the compiled program
-    allocates, without the time to compile it.
+    XLA fuses equations and so needs less. The estimate is within a factor of a few of what the compiled program
+    allocates, and needs no compilation.
     """
     last_use = {}
     for index, eqn in enumerate(jaxpr.eqns):
@@ -54,7 +54,7 @@ def peak_bytes(jaxpr) -> int:
     for index, eqn in enumerate(jaxpr.eqns):
         inside = max((peak_bytes(sub) for sub in _jaxprs_inside(eqn)), default=0)
         if jax.default_backend() != "cpu":
-            # Of steps written out, XLA keeps what their derivative needs: see `remat`. On a CPU they are small.
+            # XLA keeps what the derivative of unrolled steps needs: see `remat`. On a CPU these steps are small.
             inside *= eqn.params.get("unroll", 1)
         outputs = [var for var in eqn.outvars if var in last_use]
         alive += sum(_num_bytes(var.aval) for var in outputs)
@@ -67,12 +67,12 @@ def peak_bytes(jaxpr) -> int:
     return peak
 
 
-def num_products(jaxpr) -> int:
-    """Matrix products and convolutions in `jaxpr`, those of a loop counted once."""
+def num_matmuls(jaxpr) -> int:
+    """The number of matmuls and convolutions in `jaxpr`; those of a loop are counted once."""
     total = 0
     for eqn in jaxpr.eqns:
         whole = eqn.primitive in (DOT_GENERAL, CONVOLUTION) or implementation(eqn) is not None
-        total += 1 if whole else sum(map(num_products, jaxprs_in_params(eqn.params)))
+        total += 1 if whole else sum(map(num_matmuls, jaxprs_in_params(eqn.params)))
     return total
 
 

@@ -1,4 +1,4 @@
-"""The query loss over more examples than fit at once."""
+"""The query loss over more examples than fit in memory at once."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,10 +13,10 @@ _Loss = Callable[[PyTree, Any], tuple[jax.Array, Any]]
 
 
 def mean_over_chunks(loss_fn: _Loss, chunk_size: int | None) -> _Loss:
-    """`loss_fn` as the mean over chunks of its batch, one at a time, in the derivative too.
+    """`loss_fn` as the mean over chunks of its batch, one chunk at a time, also in the derivative.
 
-    Equal to `loss_fn` where that is a mean over examples that do not see each other. Scalars of the aux are
-    averaged, arrays joined along their first axis.
+    Equal to `loss_fn` if that is a mean over independent examples. Scalars in the auxiliary output are averaged, and
+    arrays are concatenated along their first axis.
     """
     if chunk_size is None:
         return loss_fn

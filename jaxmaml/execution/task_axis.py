@@ -1,4 +1,4 @@
-"""How a batch of tasks is executed: all at once, in chunks of bounded memory, or split over devices."""
+"""Execution of a batch of tasks: all at once, in chunks of bounded memory, or split over devices."""
 
 import logging
 import math
@@ -26,17 +26,17 @@ _logger = logging.getLogger("jaxmaml.task_axis")
 def task_mesh(num_devices: int | None = None) -> Mesh:
     """Make a mesh of devices, to split the tasks of an outer step: `maml(..., mesh=task_mesh())`.
 
-    On a CPU, a device is made of each core that the process may use, with one thread each: small matrix
-    products gain more from tasks in parallel than from threads. The smallest, such as a sinusoid MLP's, gain from
-    neither, since handing over takes longer than they do: `task_mesh(1)` is one device of one thread. JAX fixes its
-    devices at its first computation, so call this before it; later, it returns a mesh of the devices that there are.
+    On a CPU, each core that the process may use becomes one device with a single thread, because small matmuls gain
+    more from tasks in parallel than from threads. The smallest, such as those of a sinusoid MLP, gain from neither,
+    since synchronisation takes longer than they do: use `task_mesh(1)`, one device with a single thread. JAX fixes its
+    devices at its first computation, so call this function before; later it returns a mesh of the existing devices.
 
     Args:
-      num_devices: How many, of a CPU how many to make; all by default.
+      num_devices: The number of devices, which are created on a CPU; all by default.
     Returns:
-      A mesh of one axis, `"tasks"`.
+      A mesh with one axis, `"tasks"`.
     Raises:
-      ValueError, TypeError: If `num_devices` is no whole number of at least 1, or there are not so many.
+      ValueError, TypeError: If `num_devices` is not an integer of at least 1, or is larger than the number of devices.
 
     Example:
       >>> import jaxmaml
@@ -49,12 +49,11 @@ def task_mesh(num_devices: int | None = None) -> Mesh:
     chosen = flag("jax_num_cpu_devices", -1)
     number = (wanted or cores) if chosen == -1 else chosen
     try:
-        # Once JAX has started, it refuses another number, and what is set below would only change what processes
-        # started from here compile.
+        # Once JAX has started it refuses another number, and the settings below would only affect child processes.
         set_flag("jax_num_cpu_devices", number + 1)
         set_flag("jax_num_cpu_devices", number)
         if chosen == -1 and wanted and wanted < cores:
-            # XLA's pool has a thread for each core, and hands work from one to another however many devices.
+            # XLA's thread pool has a thread for each core, whatever the number of devices, and moves work between them.
             os.environ.setdefault("PJRT_NPROC", str(wanted))
         if "xla_cpu_multi_thread_eigen" not in flags:
             os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
@@ -74,17 +73,17 @@ def task_mesh(num_devices: int | None = None) -> Mesh:
 
 
 def _num_cores() -> int:
-    """That the process may use."""
+    """The number of cores that the process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def over_tasks(gradient: SumGradient, chunk_size: int | str | None, mesh: Mesh | None) -> Callable[..., Any]:
     r"""Build `(meta, step, tasks) -> (out, grads)`, the mean over any number of tasks of what `gradient` sums.
 
-    With `chunk_size`, a scan over chunks adds up their gradients: each chunk's intermediates are gone before the
-    next, so memory does not grow with the number of tasks and the work stays in a CPU's cache. With `mesh`,
-    each device does so for its share of the tasks, and they meet once, at the end. Chunks and shares are filled
-    up by tasks of weight zero. The result is the same up to the order of summation.
+    With `chunk_size`, a scan over chunks sums their gradients. Each chunk's intermediates are freed before the next
+    chunk, so that memory does not grow with the number of tasks and the data stays in a CPU's cache. With `mesh`, each
+    device does so for its share of the tasks, and the sums are added once, at the end. Incomplete chunks and shares are
+    padded with tasks of weight zero. The result is the same up to the order of summation.
     """
     summed = _in_chunks(gradient, chunk_size, alone=mesh is None)
     if mesh is not None:
@@ -105,10 +104,10 @@ def _in_chunks(gradient: SumGradient, chunk_size: int | str | None, alone: bool)
             return min(chunk_size or num_tasks, num_tasks)
         one = jax.tree.map(lambda leaf: leaf[:1], (tasks, weights))
         fits, reason = tasks_that_fit(gradient, meta, step, *one)
-        # As few chunks as can be, and these even.
+        # The smallest number of chunks, of equal size.
         size = math.ceil(num_tasks / math.ceil(num_tasks / fits))
-        # Said and not done, for JAX fixes its devices at its first computation, which came before. Tasks so small that
-        # all fit the cache gain nothing from it.
+        # A hint only, because JAX fixed its devices at its first computation. Where all tasks fit the cache at once, a
+        # mesh would gain nothing.
         if alone and size < num_tasks and jax.default_backend() == "cpu" and jax.device_count() == 1 < _num_cores():
             reason += " With mesh=jaxmaml.task_mesh() each core would have tasks of its own."
         _logger.info('chunk_size="auto" takes %d of %d tasks at a time: %s', size, num_tasks, reason)
@@ -122,7 +121,7 @@ def _in_chunks(gradient: SumGradient, chunk_size: int | str | None, alone: bool)
         filled = _filled((tasks, weights), size)
 
         def add_chunk(total, first):
-            # Sliced in place: a scan over chunks would copy all tasks into its loop.
+            # Sliced in place: as inputs of the scan, all tasks would be copied into its loop.
             chunk = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, size), filled)
             out, grads = gradient(meta, step, *chunk)
             return jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, grads), out
@@ -137,8 +136,8 @@ def _in_chunks(gradient: SumGradient, chunk_size: int | str | None, alone: bool)
 
 
 def _sharded(gradient: SumGradient, mesh: Mesh) -> SumGradient:
-    """Split the tasks over `mesh`, each device taking `gradient` of its share."""
-    mesh = Mesh(mesh.devices, mesh.axis_names)  # What it splits is said here, and not by the types of arrays.
+    """Split the tasks over `mesh`; each device computes `gradient` of its share."""
+    mesh = Mesh(mesh.devices, mesh.axis_names)  # Auto axes: the sharding is given here, and not by the types of arrays.
     replicated = NamedSharding(mesh, PartitionSpec())
 
     def sharded(meta, step, tasks, weights):
@@ -150,10 +149,11 @@ def _sharded(gradient: SumGradient, mesh: Mesh) -> SumGradient:
 
         filled = _filled((tasks, weights), mesh.size)
         if num_tasks % mesh.size:
-            # Whole on each device, before it is split: filled up in parts, it would be sent around a dozen times.
+            # Replicated before it is split: a padded array that is already split would be sent around a dozen times.
             filled = jax.lax.with_sharding_constraint(filled, replicated)
-        # Gradients leave as one a device and meet outside: within shard_map, and with its check of varying values,
-        # the derivative by replicated parameters would be summed over the devices in the inner loop, and mix tasks.
+        # Each device returns its own gradient, and they are summed outside. Within shard_map, with its check of varying
+        # values, the derivative with respect to replicated parameters would be summed over the devices inside the inner
+        # loop, and mix tasks.
         over_tasks = PartitionSpec(mesh.axis_names)
         out, shares = jax.shard_map(
             share,
@@ -170,7 +170,7 @@ def _sharded(gradient: SumGradient, mesh: Mesh) -> SumGradient:
 
 
 def _filled(tasks_and_weights: tuple[PyTree, jax.Array], multiple: int) -> tuple[PyTree, jax.Array]:
-    """Tasks and weights, followed by copies of the first task, of weight zero, up to a multiple."""
+    """Tasks and weights, padded to a multiple by copies of the first task with weight zero."""
     tasks, weights = tasks_and_weights
     missing = -weights.shape[0] % multiple
     if not missing:

@@ -1,7 +1,7 @@
-"""Operations that stay whole through derivatives and batching, and are implemented last, when their shapes are known.
+"""Primitives whose implementation is chosen when they are compiled, after differentiation and batching.
 
-`vmap` over tasks may or may not give each its own kernel, and a derivative turns one convolution into another: only
-when all of that is done is it known which implementation is fastest.
+Whether `vmap` gives each task its own kernel, and which convolutions a derivative leads to, is known only then, and
+the fastest implementation depends on it.
 """
 
 import functools
@@ -19,8 +19,8 @@ def primitive(name: str, implement: Callable, shape_and_dtype: Callable, **rules
     """A primitive that becomes `implement(*operands, one_thread=False, **params)` when it is compiled.
 
     Args:
-      name: In printed programs.
-      implement: Of arrays, to one array. `one_thread`: whether the device has one thread only.
+      name: The name in printed programs.
+      implement: A function of arrays to one array. `one_thread` says whether the device has a single thread.
       shape_and_dtype: `(*avals, **params) -> (shape, dtype)` of the result.
       **rules: `jvp`, `transpose` and `batch`, as `new_primitive` takes them.
     """
@@ -41,6 +41,6 @@ def _compiled(implement, params):
 
 
 def implementation(eqn: Any, one_thread: bool = False) -> Callable | None:
-    """What computes `eqn` from its operands, if its primitive is one of these."""
+    """The implementation of `eqn` as a function of its operands, if its primitive was made here; else `None`."""
     implement = _IMPLEMENTATIONS.get(eqn.primitive)
     return implement and functools.partial(implement, one_thread=one_thread, **eqn.params)

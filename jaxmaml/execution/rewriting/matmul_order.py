@@ -1,4 +1,4 @@
-"""Matrix products in the form that a CPU is fast at."""
+"""Matmuls in the operand order that is fastest on a CPU."""
 
 import functools
 import math
@@ -12,10 +12,10 @@ from jaxmaml.execution.rewriting.deferred import implementation
 from jaxmaml.execution.rewriting.programs import is_enabled, rewritten
 from jaxmaml.jax_internals import DOT_GENERAL
 
-# The slope of a kernel, `X^T dY`, sums over the rows of both operands: a product that XLA's CPU backend does not give
-# to its fast library. With one operand transposed first it does. Measured on one core, that takes 0.6 to 0.95 of the
-# time where the result stays in the cache, and that operand too or it is a quarter of the other one or less, and 0.7
-# to 1 with few rows; else up to 1.5. A thread for each core, as XLA has without a mesh, gains as much by itself.
+# The gradient of a kernel, `X^T dY`, contracts the rows of both operands. XLA's CPU backend passes such a matmul to its
+# fast library only if one operand is transposed first. On one core, transposing takes 0.6 to 0.95 of the time if the
+# result stays in the cache and the transposed operand does too or is at most a quarter of the other one, 0.7 to 1 with
+# few rows, and otherwise up to 1.5. Where XLA has a thread for each core, as without a mesh, it gains nothing.
 _RATIO = 4
 _CACHED_SIZE = 1 << 16
 _RESULT_SIZE = 1 << 18
@@ -23,20 +23,20 @@ _FEW_ROWS = 32
 
 
 def reordered(function: Callable, one_thread: bool, rewrite: bool = True) -> Callable:
-    """`function` with such products, in whatever loops it has, transposed first where that is faster; CPU only.
+    """`function` with one operand of such matmuls transposed first where that is faster, also inside loops; CPU only.
 
-    It works on what `function` becomes once it is traced, after all derivatives and batching of its own: no rule for
-    either could tell the product of a forward from that of a backward pass.
+    It rewrites the traced program of `function`, after its own differentiation and batching, because no rule for either
+    could distinguish the matmuls of a forward pass from those of a backward pass.
 
     Args:
-      function: Of pytrees of arrays.
-      one_thread: Whether a device has one thread only, as those of a mesh have.
-      rewrite: `False` to leave `function` as it is.
+      function: A function of pytrees of arrays.
+      one_thread: Whether a device has a single thread, as the devices of a mesh have.
+      rewrite: `False` to return `function` unchanged.
     """
 
     def replacement(eqn: Any) -> Callable | None:
         if eqn.primitive is DOT_GENERAL and _gains(eqn, one_thread):
-            return functools.partial(_product, params=eqn.params)
+            return functools.partial(_matmul, params=eqn.params)
         return implementation(eqn, one_thread)
 
     fast = rewritten(function, replacement)
@@ -44,7 +44,7 @@ def reordered(function: Callable, one_thread: bool, rewrite: bool = True) -> Cal
 
 
 def _gains(eqn, one_thread: bool) -> bool:
-    """Whether both operands are of batch dimensions, then rows to sum over, then columns; and of a fit shape."""
+    """Whether both operands are `[*batch, *contracted rows, *columns]`, and of shapes for which transposing pays."""
     x, y = (var.aval for var in eqn.invars)
     (x_rows, y_rows), (x_batch, y_batch) = eqn.params["dimension_numbers"]
     first = tuple(range(len(x_batch) + len(x_rows)))
@@ -57,10 +57,11 @@ def _gains(eqn, one_thread: bool) -> bool:
     return few_rows or (one_thread and (narrow <= _CACHED_SIZE or wide >= _RATIO * narrow))
 
 
-def _product(x, y, *, params):
-    """The smaller operand's columns before its rows; behind a barrier, or XLA would undo it.
+def _matmul(x, y, *, params):
+    """The matmul with the smaller operand transposed; a barrier keeps XLA from undoing it.
 
-    The second's where both are as large: JAX transposes a dense kernel's slope after, and so once more is not at all.
+    If both are equally large, the second is transposed: JAX transposes the gradient of a dense kernel afterwards, and
+    the two transpositions cancel.
     """
     (rows, _), (batch, _) = params["dimension_numbers"]
     params = {**params, "dimension_numbers": None}

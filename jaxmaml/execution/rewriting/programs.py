@@ -1,4 +1,4 @@
-"""A function with equations of its program replaced, in whatever loops and branches it has."""
+"""Functions with some equations of their traced program replaced, also inside loops and branches."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +10,7 @@ from jaxmaml.jax_internals import ClosedJaxpr, Jaxpr, Program, Var, jaxprs_in_pa
 
 
 def is_enabled(asked: bool = True) -> bool:
-    """Whether programs may be rewritten: if a learner was `asked` to, and the environment does not say otherwise.
+    """Whether programs may be rewritten: if a learner has `rewrite=True` and the environment does not switch it off.
 
     Raises:
       ValueError: If the environment variable `JAXMAML_REWRITE` is neither 0 nor 1.
@@ -26,13 +26,14 @@ def rewritten(
     replacement: Callable[[Any], Callable[..., Any] | None],
     skip: Sequence[Any] = (),
 ) -> Callable[..., Any]:
-    """`function` as it is once it is traced, after all derivatives and batching of its own, with other equations.
+    """`function` with equations of its traced program replaced, after its own differentiation and batching.
 
     Args:
-      function: Of pytrees of arrays.
-      replacement: `equation -> function` of its operands to its result, or `None` to leave the equation as it is.
-        Equations of that function are rewritten in turn, but for those of the same primitive.
-      skip: Primitives whose inner programs stay as they are.
+      function: A function of pytrees of arrays.
+      replacement: `equation -> function`, where that function computes the equation's result from its operands, or
+        `equation -> None` to keep the equation. Equations of that function are replaced in turn, except those of the
+        same primitive.
+      skip: Primitives whose inner programs are left unchanged.
     """
 
     def wrapped(*args):
@@ -44,7 +45,7 @@ def rewritten(
 
 
 class _Rewriting:
-    """Remembers what it did before, so that what was shared (and is compiled once) stays so."""
+    """Caches rewritten programs, so that an inner program which is shared, and compiled once, stays shared."""
 
     def __init__(self, replacement: Callable[[Any], Callable[..., Any] | None], skip: Sequence[Any]):
         self.replacement, self.skip = replacement, skip
@@ -53,7 +54,7 @@ class _Rewriting:
     def jaxpr(self, jaxpr):
         if id(jaxpr) not in self.done:
             eqns = [new for eqn in jaxpr.eqns for new in self.equations(eqn)]
-            # With the original, whose identity would else be free for another one.
+            # The original is kept too: once it were deleted, another program could have its `id`.
             self.done[id(jaxpr)] = jaxpr, jaxpr.replace(eqns=eqns)
         return self.done[id(jaxpr)][1]
 
@@ -76,7 +77,7 @@ class _Rewriting:
 
 
 def _inlined(function: Callable[..., Any], eqn: Any) -> Iterator:
-    """Equations of `function`, of the operands of `eqn`, whose result is that of `eqn`."""
+    """The equations of `function`, with the operands and the results of `eqn`."""
     new = jax.make_jaxpr(function)(*[var.aval for var in eqn.invars]).jaxpr
     names = dict(zip([*new.invars, *new.outvars], [*eqn.invars, *eqn.outvars], strict=True))
     for part in new.eqns:

@@ -11,7 +11,7 @@ from jaxmaml import checks
 from jaxmaml.execution.rewriting import programs
 from jaxmaml.jax_internals import flag
 from jaxmaml.nn.conv import primitive
-from jaxmaml.nn.conv.spec import Form
+from jaxmaml.nn.conv.spec import ConvSpec
 
 
 def conv_general_dilated(
@@ -29,28 +29,28 @@ def conv_general_dilated(
     *,
     lowering: str = "auto",
 ) -> jax.Array:
-    r"""Convolve as `jax.lax.conv_general_dilated` does, by what is fastest once derivatives and `vmap` are done.
+    r"""Convolve as `jax.lax.conv_general_dilated` does, with an implementation chosen after derivatives and `vmap`.
 
-    Fast parameters differ from task to task, and `vmap` over kernels makes `lax`'s convolution a grouped
-    one, tens of times slower on a CPU; so are most convolutions that its derivatives are. Here it stays one operation,
-    closed under differentiation and `vmap`, until it is compiled. Then windows are gathered by one strided slice for
-    each position in the kernel and multiplied by the flattened kernel,
+    Fast parameters differ from task to task, and `vmap` over kernels makes `lax`'s convolution a grouped convolution,
+    which is tens of times slower on a CPU, as are most convolutions in its derivatives. Here the convolution stays one
+    primitive, closed under differentiation and `vmap`, until it is compiled. Then im2col patches are formed, by one
+    strided slice for each position in the kernel, and multiplied by the flattened kernel,
 
         y[n, i, :] = concat_k x[n, i * stride + k * dilation, :] @ reshape(kernel, (prod k * C, O)),
 
-    a batched matrix product where each task has its own kernel; and so are the slopes. On the CPU devices of
-    `jaxmaml.task_mesh()`, larger float32 images with strides of one are left to XLA's own convolution, one task after
-    another, and the slopes put into forms that it is fast at. (These multiply by zeros in places, so that of an input
-    that is not finite more may become NaN than by the formula.) What is gathered on a CPU is gathered for groups of
-    examples that fit the cache, and again for the derivative: the copies are never all in memory.
+    which is a batched matmul where each task has its own kernel. The VJPs are computed in the same way. On the CPU
+    devices of `jaxmaml.task_mesh()`, larger float32 images with strides of one use XLA's own convolution, one task
+    after another, also for the VJPs. (These multiply some entries by zero, so that an input that is not finite may make
+    more entries NaN than the formula does.) On a CPU, patches are formed for groups of examples that fit the cache, and
+    recomputed for the derivative, so that the patches of all examples are never in memory together.
 
     Args:
       lhs: Input; `[N, *spatial, C]` unless `dimension_numbers` say otherwise.
       rhs: Kernel; `[*window, C / feature_group_count, O]` unless they say otherwise.
       window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count,
         batch_group_count, precision, preferred_element_type: As in `jax.lax.conv_general_dilated`.
-      lowering: `"matmul"` (matrix products always), `"lax"` (leave it and its derivatives to XLA) or `"auto"`: as
-        said above, but for `batch_group_count` > 1, which only `lax` knows. To choose for a model, pass
+      lowering: `"matmul"` always uses matmuls, `"lax"` is `jax.lax.conv_general_dilated` itself, and `"auto"` chooses
+        as described above, except that `batch_group_count` > 1 uses `lax`. To choose for a model, pass
         `functools.partial(conv_general_dilated, lowering=...)` to its layers. With the environment variable
         `JAXMAML_REWRITE=0` it is `"lax"` everywhere.
 
@@ -99,7 +99,7 @@ def conv_general_dilated(
     if isinstance(padding, str):
         reach = [(w - 1) * d + 1 for w, d in zip(kernel.shape[:ndim], dilation, strict=True)]
         padding = lax.padtype_to_pads(x.shape[1:-1], reach, window_strides, padding)
-    form = Form(
+    spec = ConvSpec(
         image=x.shape[1:-1],
         window=kernel.shape[:ndim],
         strides=_sizes(window_strides, ndim),
@@ -111,12 +111,12 @@ def conv_general_dilated(
     groups = feature_group_count
     by_group = jnp.moveaxis(x.reshape(*x.shape[:-1], groups, -1), -2, 0)
     kernels = jnp.moveaxis(kernel.reshape(*kernel.shape[:-1], groups, -1), -2, 0)
-    # Of now: it is computed later, and its derivatives are to be as precise.
+    # The precision in force now: the convolution is compiled later, and its derivatives need the same precision.
     precision = flag("jax_default_matmul_precision") if precision is None else precision
     y = primitive.convolve(
-        by_group, kernels, form=form, precision=precision, dtype=expected.dtype, direct=lowering == "auto"
+        by_group, kernels, spec=spec, precision=precision, dtype=expected.dtype, direct=lowering == "auto"
     )
-    y = jnp.moveaxis(y, 0, -2).reshape(x.shape[0], *form.output, -1)
+    y = jnp.moveaxis(y, 0, -2).reshape(x.shape[0], *spec.output, -1)
     to_out = dict(zip((dims.out_spec[0], *dims.out_spec[2:], dims.out_spec[1]), range(ndim + 2), strict=True))
     return jnp.transpose(y, [to_out[d] for d in range(ndim + 2)])
 

@@ -1,4 +1,4 @@
-"""How a convolution, or a slope of one, is computed: by matrix products, or by XLA's own convolution."""
+"""The choice of how a convolution, or a VJP of one, is computed: by matmuls, or by XLA's own convolution."""
 
 import functools
 import math
@@ -8,50 +8,50 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxmaml.nn.conv import cpu
-from jaxmaml.nn.conv.im2col import PRODUCTS
-from jaxmaml.nn.conv.spec import Form, Sizes
+from jaxmaml.nn.conv.im2col import MATMULS
+from jaxmaml.nn.conv.spec import ConvSpec, Sizes
 
 
-def implement(first, second, *, out, form, precision, dtype, direct, one_thread=False) -> jax.Array:
-    """`out` from the two others of `image`, `kernel` and `output`, all `[groups, ...]`; see `trilinear`.
+def implement(first, second, *, out, spec, precision, dtype, direct, one_thread=False) -> jax.Array:
+    """The array `out` from the other two of `image`, `kernel` and `output`, all `[groups, ...]`; see `primitive`.
 
     Args:
-      first, second: The two.
-      out: Name of the third.
-      form: See `Form`.
-      precision: Of the products.
-      dtype: Of the result.
+      first, second: The other two, in the order of `OPERANDS`.
+      out: The name of the array to compute.
+      spec: The sizes along the spatial axes.
+      precision: The precision of the matmuls.
+      dtype: The dtype of the result.
       direct: Whether XLA's own convolution may be used.
-      one_thread: Whether the device has one thread only.
+      one_thread: Whether the device has a single thread.
     """
     dtype = jnp.dtype(dtype)
     may = direct and jax.default_backend() == "cpu" and {first.dtype, second.dtype} == {dtype}
-    sizes = sizes_of(first, second, out, form)
-    if may and not _of_products_only(precision) and cpu.possible(form, dtype) and cpu.gains(out, sizes, one_thread):
-        return cpu.convolve(first, second, out, form, precision)
-    return by_products(first, second, out=out, form=form, precision=precision, dtype=dtype)
+    sizes = sizes_of(first, second, out, spec)
+    if may and not _of_matmuls_only(precision) and cpu.possible(spec, dtype) and cpu.gains(out, sizes, one_thread):
+        return cpu.convolve(first, second, out, spec, precision)
+    return by_matmuls(first, second, out=out, spec=spec, precision=precision, dtype=dtype)
 
 
-def by_products(first, second, *, out, form: Form, precision, dtype) -> jax.Array:
-    """The same by gathered windows, whatever is faster."""
-    function = functools.partial(PRODUCTS[out], form=form, precision=precision, dtype=dtype)
+def by_matmuls(first, second, *, out, spec: ConvSpec, precision, dtype) -> jax.Array:
+    """The same by matmuls of im2col patches, whether or not that is faster."""
+    function = functools.partial(MATMULS[out], spec=spec, precision=precision, dtype=dtype)
     if first.shape[0] == 1:
         return function(first[0], second[0])[None]
     return jax.vmap(function)(first, second)
 
 
-def sizes_of(first: jax.Array, second: jax.Array, out: str, form: Form) -> Sizes:
-    """The sizes of batch and channels, read off the two operands that make `out`."""
+def sizes_of(first: jax.Array, second: jax.Array, out: str, spec: ConvSpec) -> Sizes:
+    """The sizes of batch and channels, from the two operands of `out`."""
     examples = (second if out == "image" else first).shape[1]
     return Sizes(
         groups=first.shape[0],
         channels=first.shape[-2 if out == "image" else -1],
         filters=second.shape[-1],
-        pixels=examples * math.prod(form.output),
+        pixels=examples * math.prod(spec.output),
     )
 
 
-def _of_products_only(precision) -> bool:
+def _of_matmuls_only(precision) -> bool:
     if isinstance(precision, str):
         return precision in lax.DotAlgorithmPreset.__members__
     return isinstance(precision, lax.DotAlgorithm | lax.DotAlgorithmPreset)

@@ -1,12 +1,13 @@
-r"""Convolution and its derivatives, as one operation that is closed under differentiation and `vmap`.
+r"""Convolution and its VJPs as one JAX primitive, which is closed under differentiation and `vmap`.
 
-All of them come from one form, linear in each of its three arrays,
+All of them come from one trilinear form, a scalar that is linear in each of its three arrays,
 
     sum_{n, p, k, c, o} image[n, p * stride + k * dilation, c] * kernel[k, c, o] * output[n, p, o],
 
-by leaving one array out: `output` for the convolution, `image` and `kernel` for its slopes. The slope of either in
-one of its own arrays leaves out that one in turn. An axis that `vmap` adds to two of the three joins an axis that
-these two share, such as the examples; one that all three have is an axis of groups, and so is `feature_group_count`.
+by leaving one array out: `output` for the convolution, and `image` or `kernel` for its VJP with respect to that array.
+Their derivatives leave out one of their own two arrays, so that no other operation arises. An axis that `vmap` adds to
+two of the three arrays is merged into an axis that these two share, such as the examples. An axis that all three have
+is an axis of groups, and so is `feature_group_count`.
 """
 
 import functools
@@ -29,29 +30,29 @@ _SHARED = {
 
 
 def convolve(image: jax.Array, kernel: jax.Array, **params: Any) -> jax.Array:
-    """`[groups, N, *output, O]` of `[groups, N, *image, C]` and `[groups, *window, C, O]`; see `form.Form`."""
+    """`[groups, N, *output, O]` of `[groups, N, *image, C]` and `[groups, *window, C, O]`; see `ConvSpec`."""
     if is_plain(image) and is_plain(kernel):
-        return _form_p.bind(image, kernel, out="output", **params)
+        return _convolution_p.bind(image, kernel, out="output", **params)
     return lowering.implement(image, kernel, out="output", **{**params, "direct": False})
 
 
-def _shape_and_dtype(first, second, *, out, form, dtype, **_):
+def _shape_and_dtype(first, second, *, out, spec, dtype, **_):
     if out == "output":
-        shape = first.shape[1], *form.output, second.shape[-1]
+        shape = first.shape[1], *spec.output, second.shape[-1]
     elif out == "image":
-        shape = second.shape[1], *form.image, first.shape[-2]
+        shape = second.shape[1], *spec.image, first.shape[-2]
     else:
-        shape = *form.window, first.shape[-1], second.shape[-1]
+        shape = *spec.window, first.shape[-1], second.shape[-1]
     return (first.shape[0], *shape), dtype
 
 
 def _jvp(primals, tangents, **params):
     terms = [
-        _form_p.bind(*(tangent if at == moving else primal for at, primal in enumerate(primals)), **params)
+        _convolution_p.bind(*(tangent if at == moving else primal for at, primal in enumerate(primals)), **params)
         for moving, tangent in enumerate(tangents)
         if type(tangent) is not Zero
     ]
-    return _form_p.bind(*primals, **params), functools.reduce(jnp.add, terms)
+    return _convolution_p.bind(*primals, **params), functools.reduce(jnp.add, terms)
 
 
 def _transpose(cotangent, first, second, *, out, dtype, **params):
@@ -61,8 +62,8 @@ def _transpose(cotangent, first, second, *, out, dtype, **params):
     sought = next(name for name, operand in operands.items() if is_undefined_primal(operand))
     known = {**operands, out: cotangent}
     pair = (known[name] for name in OPERANDS[sought])
-    slope = _form_p.bind(*pair, out=sought, dtype=operands[sought].aval.dtype, **params)
-    return tuple(slope if name == sought else None for name in operands)
+    vjp = _convolution_p.bind(*pair, out=sought, dtype=operands[sought].aval.dtype, **params)
+    return tuple(vjp if name == sought else None for name in operands)
 
 
 def _batch(operands, axes, *, out, **params):
@@ -72,19 +73,19 @@ def _batch(operands, axes, *, out, **params):
         name: jnp.moveaxis(x, axis, 0) for name, x, axis in zip(names, operands, axes, strict=True) if axis is not None
     }
     if len(first) == 2:
-        y = _form_p.bind(*(first[name].reshape(-1, *first[name].shape[2:]) for name in names), out=out, **params)
+        y = _convolution_p.bind(*(first[name].reshape(-1, *first[name].shape[2:]) for name in names), out=out, **params)
         return y.reshape(size, -1, *y.shape[1:]), 0
     (name,) = first
     shared = _SHARED[frozenset((name, out))]
     joined = _join(first[name], shared[name])
-    y = _form_p.bind(
+    y = _convolution_p.bind(
         *(joined if each == name else x for each, x in zip(names, operands, strict=True)), out=out, **params
     )
     return _split(y, shared[out], size), 0
 
 
 def _join(x, axis):
-    """The leading axis of `x` made part of `axis` of what it leads."""
+    """`x` with its leading axis merged into the axis that is `axis` without it."""
     at = axis if axis > 0 else x.ndim - 1 + axis
     x = jnp.moveaxis(x, 0, at)
     return x.reshape(*x.shape[:at], -1, *x.shape[at + 2 :])
@@ -95,6 +96,6 @@ def _split(x, axis, size):
     return jnp.moveaxis(x.reshape(*x.shape[:at], size, -1, *x.shape[at + 1 :]), at, 0)
 
 
-_form_p = deferred.primitive(
+_convolution_p = deferred.primitive(
     "convolution", lowering.implement, _shape_and_dtype, jvp=_jvp, transpose=_transpose, batch=_batch
 )

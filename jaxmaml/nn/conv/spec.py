@@ -1,12 +1,12 @@
-"""What a convolution is: its form, and the sizes of its batch and channels."""
+"""The sizes of a convolution along its spatial axes, and of its batch and channels."""
 
 from typing import NamedTuple
 
-#: The two arrays that make the third, in the order of the operands; all with a leading axis of groups.
+#: For each array, the two from which it is computed, in the order of the operands; all have a leading axis of groups.
 OPERANDS = {"output": ("image", "kernel"), "image": ("kernel", "output"), "kernel": ("image", "output")}
 
 
-class Form(NamedTuple):
+class ConvSpec(NamedTuple):
     """Sizes of image, window and output along the spatial axes, and how the window moves over the image."""
 
     image: tuple[int, ...]
@@ -19,7 +19,7 @@ class Form(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Sizes of a convolution's batch and channels, which its `Form` leaves open."""
+    """Sizes of a convolution's batch and channels, which its `ConvSpec` leaves open."""
 
     groups: int
     channels: int
