@@ -7,10 +7,10 @@ import jax
 from jaxmaml.execution.rewriting.deferred import implementation
 from jaxmaml.jax_internals import CONVOLUTION, DOT_GENERAL, Literal, jaxprs_in_params, tie_p
 
-# A chunk of up to this size stays in a CPU's cache well enough. Where this was measured (1 MiB of second-level cache for
+# A chunk of up to this size stays in a CPU cache well enough. Where this was measured (1 MiB of second-level cache for
 # each core, 32 MiB of third-level cache), 25 sinusoid tasks of 5 inner steps and 0.09 MB take 1.12 ms for an outer step
-# at once and 1.28 ms in chunks of 9; an MLP of 0.7 MB for each task takes 18.3 ms one by one and 15.9 ms by two to eight;
-# Conv4 of 6 MB is fastest one by one.
+# at once and 1.28 ms in chunks of 9; an MLP of 0.7 MB for each task takes 18.3 ms one by one and 15.9 ms by two to
+# eight; Conv4 of 6 MB is fastest one by one.
 _CPU_BYTES = 3_000_000
 
 # On other devices few large kernels are best: as much as fits, with room for the parameters and for other work.

@@ -1,9 +1,9 @@
 """Maxima and minima with derivatives that do not depend on how the compiler rounds.
 
 JAX's derivative of a maximum tests which operand *equals* the result. XLA's CPU backend may recompute an operand when
-it fuses it into that comparison, and round it differently from the operand in the result. Then no operand is equal, and
-the gradient is silently zero. The derivatives here compare the operands with each other, or choose by index. Ties share the
-gradient as in JAX, and a maximum that is NaN has the gradient that JAX gives it.
+it fuses it into that comparison, and round it differently from the operand in the result. Then no operand is equal,
+and the gradient is silently zero. The derivatives here compare the operands with each other, or choose by index. Ties
+share the gradient as in JAX, and a maximum that is NaN has the gradient that JAX gives it.
 """
 
 import functools
