@@ -9,7 +9,7 @@ from flax import linen
 
 from jaxmaml import checks
 from jaxmaml.nn.conv.convolution import conv_general_dilated
-from jaxmaml.nn.conv_block import conv_block, finished
+from jaxmaml.nn.conv_block import Unfinished, conv_block, finished
 from jaxmaml.nn.layers import identity_dense
 
 
@@ -85,12 +85,11 @@ class Conv4(linen.Module):
         if x.ndim != 4:
             raise ValueError(f"`x` must be images [num_examples, height, width, channels], got shape {x.shape}.")
         num_support = None if support is None else support.shape[0]
-        if support is not None:
-            x = jnp.concatenate([support, x])
+        y: jax.Array | Unfinished = x if support is None else jnp.concatenate([support, x])
         for index in range(4):
             # Convolution, normalisation, ReLU, max-pooling.
-            x = conv_block(
-                x,
+            y = conv_block(
+                y,
                 self.features,
                 strides=1 if self.pool else 2,
                 pool=self.pool,
@@ -100,13 +99,13 @@ class Conv4(linen.Module):
                 conv_general_dilated=self.conv_general_dilated,
             )
             if self.num_context and index == 2:
-                x = self._modulated(finished(x))
+                y = self._modulated(finished(y))
             if self.warp:
-                x = identity_dense(finished(x), index)
-        x = finished(x)[num_support:]
-        x = jnp.mean(x, axis=(1, 2)) if self.spatial_mean else x.reshape(x.shape[0], -1)
+                y = identity_dense(finished(y), index)
+        y = finished(y)[num_support:]
+        y = jnp.mean(y, axis=(1, 2)) if self.spatial_mean else y.reshape(y.shape[0], -1)
         dense = linen.Dense(self.num_ways, kernel_init=self.head_init)
-        return dense(x) if head else x
+        return dense(y) if head else y
 
     def _modulated(self, x: jax.Array) -> jax.Array:
         """Scale and shift every filter by a linear map of the context vector (FiLM)."""
