@@ -1,4 +1,4 @@
-"""Meta-curvature: inner gradients transformed by learned matrices, one for each way of a tensor."""
+"""Meta-curvature: inner gradients multiplied by learned matrices, one along each axis of a tensor."""
 
 import math
 from typing import Any
@@ -13,14 +13,14 @@ from jaxmaml.types import InnerRule
 
 
 def kronecker(inner_optimizer: optax.GradientTransformation) -> InnerRule:
-    r"""Build a rule that multiplies a gradient by learned Kronecker factors, and gives it to an optax transformation.
+    r"""Build a rule that multiplies a gradient by learned Kronecker factors and passes it to an optax transformation.
 
-    A dense kernel's gradient `G [in, out]` becomes `M_in G M_out^T`; a convolution's `[*window, in, out]` is multiplied
-    along window, inputs and outputs; a bias's along itself. The factors start as identities, so that
-    training starts from plain `inner_optimizer`.
+    The gradient `G [in, out]` of a dense kernel becomes `M_in G M_out^T`. That of a convolution, `[*window, in,
+    out]`, is multiplied along window, inputs and outputs, and that of a bias along its only axis. The factors are
+    initialised to identity matrices, so that training starts from plain `inner_optimizer`.
 
     Args:
-      inner_optimizer: What takes the transformed gradient, such as `optax.sgd(0.01)`.
+      inner_optimizer: The transformation of the multiplied gradient, such as `optax.sgd(0.01)`.
     Returns:
       An `InnerRule`; `state.rule_params` has a tuple of square matrices for each leaf.
     Raises:
@@ -48,7 +48,7 @@ def kronecker(inner_optimizer: optax.GradientTransformation) -> InnerRule:
 
 
 def _ways(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A tensor's shape with all axes but the last two as one."""
+    """A tensor's shape with all axes but the last two flattened into one."""
     return shape if len(shape) < 3 else (math.prod(shape[:-2]), *shape[-2:])
 
 

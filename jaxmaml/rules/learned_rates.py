@@ -20,17 +20,19 @@ def learned_rates(
     r"""Build the rule `theta <- theta - alpha * grad` with `alpha` learned by the outer loop.
 
     Args:
-      initial: Where rates start: a number, or `(low, high)` for uniform draws, as Meta-SGD's (0.005, 0.1).
-      per: What has a rate of its own: each `"parameter"` (Meta-SGD), each `"tensor"` (a leaf, so a layer's kernel
-        and its bias), or all together a `"scalar"`. A rate may become negative.
-      num_steps: Another rate for each of so many inner steps; later steps take the last. `None`: the same for all.
-      seed: Of uniform draws.
-      transform: What the gradient passes first: `jaxmaml.clip_by_global_norm(10.0)` keeps learned rates from jumping
-        off on a rare steep task, and `optax.scale_by_adam(eps_root=1e-8)` makes the rates Adam's.
+      initial: The initial rates: a number, or `(low, high)` for uniform draws, as Meta-SGD's (0.005, 0.1).
+      per: Whether each `"parameter"` has its own rate (Meta-SGD), each `"tensor"` (a leaf, such as a layer's kernel or
+        its bias), or all share one `"scalar"`. A rate may become negative.
+      num_steps: Learn one rate for each of this number of inner steps; later steps reuse the last. `None`, the default,
+        uses the same rate in all steps.
+      seed: The seed of the uniform draws.
+      transform: A transformation of the gradient before it is multiplied by the rates:
+        `jaxmaml.clip_by_global_norm(10.0)` protects learned rates from a rare task with a large gradient, and
+        `optax.scale_by_adam(eps_root=1e-8)` gives Adam with learned rates.
 
     Returns:
-      An `InnerRule`; `state.rule_params` are the rates, of the leaves' shapes, `[]` or one `[]`, with `num_steps`
-      in front.
+      An `InnerRule`. `state.rule_params` are the rates: of the leaves' shapes for `"parameter"`, a scalar for each leaf
+      for `"tensor"`, a single scalar for `"scalar"`; with a leading axis of `num_steps` if that is given.
 
     Raises:
       ValueError: If `per` is unknown, a count < 1, or `initial` not two numbers of which the first is no larger.

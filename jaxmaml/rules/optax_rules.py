@@ -11,7 +11,7 @@ import optax
 from jaxmaml import checks
 from jaxmaml.types import InnerRule, PyTree
 
-# A rule may behave otherwise after its first step: RAdam does, and DoG once it has moved.
+# Some rules change their behaviour after the first step: RAdam, for instance, and DoG.
 _TRIED_STEPS = 3
 
 
@@ -33,7 +33,7 @@ def as_inner_rule(inner_optimizer: optax.GradientTransformation | InnerRule) -> 
 
 
 def transform_rule(transform: optax.GradientTransformation | None) -> InnerRule:
-    """What a rule's gradient passes first, its argument `transform`, as a rule; `None` changes nothing."""
+    """A rule's argument `transform`, which its gradient passes first, as an inner rule; `None` is the identity."""
     if transform is None:
         return as_inner_rule(optax.identity())
     checks.optimizer("transform", transform)
@@ -43,16 +43,16 @@ def transform_rule(transform: optax.GradientTransformation | None) -> InnerRule:
 def check_usable(
     name: str, transform: optax.GradientTransformation, params: PyTree, given: Sequence[str], differentiated: bool
 ) -> None:
-    """Raise where a transformation needs more than it gets here, such as a second look at the loss.
+    """Raise if a transformation needs more arguments than it gets here, or another evaluation of the loss.
 
     Args:
-      name: Of the argument, for errors.
-      transform: To try, on shapes alone.
-      params: What it would transform gradients of.
-      given: Names of what it gets beside gradients, state and parameters: `"value"`, `"grad"`, `"value_fn"`.
-      differentiated: Whether its update is differentiated in reverse.
+      name: The name of the caller's argument, for error messages.
+      transform: The transformation, which is traced on shapes only.
+      params: The parameters whose gradients it would transform.
+      given: The names of its arguments beside gradients, state and parameters: `"value"`, `"grad"`, `"value_fn"`.
+      differentiated: Whether its update is differentiated in reverse mode.
     Raises:
-      TypeError: If it cannot be initialised, updated or, where it is to be, differentiated.
+      TypeError: If it cannot be initialised, updated or, with `differentiated`, differentiated.
     """
     update = optax.with_extra_args_support(transform).update
 
@@ -79,14 +79,15 @@ def check_usable(
 
 
 def check_differentiable_at_zero(rule: InnerRule) -> None:
-    """Raise or warn where the derivative of a rule's updates is NaN, at a zero gradient or at any.
+    """Raise or warn if the derivative of a rule's updates is NaN, at a zero gradient or at any gradient.
 
-    Zero entries of an inner gradient are common (a ReLU that is off), and `sqrt` or a norm at zero
-    turns them into NaN meta-gradients: inner Adam with `eps_root=0` does. The rule is tried on a
-    two-parameter problem for a few steps, so it is the behaviour that is checked and not the name.
+    Zero entries of an inner gradient are common (an inactive ReLU), and `sqrt` or a norm at zero turns them into NaN
+    meta-gradients, for instance in Adam with `eps_root=0`. The rule is evaluated on a two-parameter problem for a few
+    steps, so that its behaviour is checked and not its name.
 
     Raises:
-      ValueError: If one zero entry beside a non-zero one gives NaN, or if no entry needs to be zero for that.
+      ValueError: If the derivative is NaN at a gradient with one zero entry and one that is not zero, or at a gradient
+        without zero entries.
     """
 
     def moved(params, grads):
@@ -107,7 +108,7 @@ def check_differentiable_at_zero(rule: InnerRule) -> None:
         try:
             anywhere, one_zero, all_zero = map(is_nan, ([0.5, 1.0], [0.0, 1.0], [0.0, 0.0]))
         except Exception:
-            return  # It is made for one structure of parameters only (a mask, labels): nothing to try it on.
+            return  # The rule accepts only the user's structure of parameters (a mask, labels): it cannot be checked.
     if anywhere:
         raise ValueError(
             f"`inner_optimizer` has a NaN derivative within its first {_TRIED_STEPS} steps, whatever the gradient (as "
@@ -136,7 +137,7 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     `g = 0`; here it is the identity there.
 
     Args:
-      max_norm: Largest norm that passes unchanged; > 0.
+      max_norm: The largest norm that is left unchanged; > 0.
     Returns:
       An `optax.GradientTransformation`.
     Raises:

@@ -1,4 +1,4 @@
-"""Stein variational gradient descent: particles that move to the posterior together."""
+"""Stein variational gradient descent: particles that approximate a posterior together."""
 
 import jax
 import jax.numpy as jnp
@@ -12,19 +12,19 @@ from jaxmaml.types import InnerRule
 def svgd(
     step_size: float, repulsion: float = 1.0, *, transform: optax.GradientTransformation | None = None
 ) -> InnerRule:
-    r"""Build the rule that moves particles down the loss, by each other's gradients, and apart.
+    r"""Build the rule of Stein variational gradient descent, which shares gradients among particles and repels them.
 
     With particles `phi_1 ... phi_M` along the leading axis of every leaf, and `k(a, b) = exp(-||a - b||^2 / h)`,
 
         phi_m <- phi_m - step_size / M sum_j [k(phi_j, phi_m) grad L(phi_j) - repulsion grad_{phi_j} k(phi_j, phi_m)],
 
-    where `h` is the median of the squared distances over `log(M + 1)`, a constant to differentiation. With `L` the
-    mean negative log-likelihood over `N` examples, `repulsion = 1/N` is the posterior of a flat prior.
+    where `h` is the median of the squared distances over `log(M + 1)`, treated as a constant by differentiation. If `L`
+    is the mean negative log-likelihood of `N` examples, `repulsion = 1/N` gives the posterior of a flat prior.
 
     Args:
       step_size: > 0.
-      repulsion: Weight of the kernel's gradient, the temperature of the posterior; >= 0.
-      transform: What the gradient of each particle passes first, such as `jaxmaml.clip_by_global_norm(10.0)`.
+      repulsion: The weight of the kernel's gradient, which is the temperature of the posterior; >= 0.
+      transform: A transformation of each particle's gradient, such as `jaxmaml.clip_by_global_norm(10.0)`.
     Returns:
       An `InnerRule` without learned parameters, for gradients of the particles' mean loss.
     Raises:
@@ -48,7 +48,7 @@ def svgd(
         # The gradient is of the particles' mean loss; each has its own.
         own = jax.tree.map(lambda g: number * g, grads)
         passed, rule_state = jax.vmap(lambda g, s, p: first.update(g, s, p, (), step))(own, rule_state, params)
-        slopes = _rows(jax.tree.leaves(passed), number)
+        gradients = _rows(jax.tree.leaves(passed), number)
         # Distances by products: around their mean, so that close particles do not drown in rounding.
         centred = particles - jnp.mean(particles, 0, keepdims=True)
         products = centred @ centred.T
@@ -59,7 +59,7 @@ def svgd(
         kernel = jnp.exp(-squares / bandwidth)
         # The gradient of k(phi_j, phi_m) by phi_j is -2/h (phi_j - phi_m) k.
         away = -2.0 / bandwidth * (kernel @ centred - jnp.sum(kernel, 1, keepdims=True) * centred)
-        moves = -step_size / number * (kernel @ slopes - repulsion * away)
+        moves = -step_size / number * (kernel @ gradients - repulsion * away)
         sizes = [leaf[0].size for leaf in leaves]
         columns = jnp.split(moves, list(_offsets(sizes)), axis=1)
         moved = [c.reshape(leaf.shape).astype(leaf.dtype) for c, leaf in zip(columns, leaves, strict=True)]

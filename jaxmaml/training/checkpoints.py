@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: everything that the next outer step depends on, by Orbax."""
+"""Checkpoints of a training run, by Orbax: everything that the next outer step depends on."""
 
 import os
 import pathlib
@@ -14,19 +14,19 @@ from jaxmaml.types import MetaState
 
 
 class Checkpoints(NamedTuple):
-    """Where and how often `fit` saves, so that a killed run goes on where it was: `fit(..., checkpoints=...)`.
+    """Where and how often `fit` saves, so that a killed run can be resumed: `fit(..., checkpoints=...)`.
 
-    A checkpoint holds the state (parameters, everything else that is meta-learned, the outer optimizer's state, the
-    step), the key that draws the tasks, and the best validated state. Orbax writes it beside the others and renames
-    it, so that a run killed at any moment leaves whole ones.
+    A checkpoint holds the state (the initial parameters, everything else that is meta-learned, the outer optimizer's
+    state, the step), the PRNG key of the tasks, and the state with the best validation score. Orbax writes it under
+    another name and renames it, so that a run killed at any moment leaves complete checkpoints only.
 
     Attributes:
-      directory: A folder of its own for each run; made if it does not exist.
-      every: Outer steps between checkpoints; the end of a dispatch is waited for. The last state that a run had is
-        saved as well, whatever ends it: an early stop, an interrupt, an error.
-      keep: How many of the latest stay. Where the latest cannot be read, the one before it is.
-      same_program: Raise where a checkpoint was made with other arguments (a step size, another algorithm, other data,
-        another start) even if its arrays fit; `False` to go on with what has changed.
+      directory: A folder for this run alone; created if it does not exist.
+      every: The number of outer steps between checkpoints, which are written at the end of a dispatch. The last state
+        of a run is saved as well, whether it ends normally, by an early stop, an interrupt or an error.
+      keep: The number of checkpoints to keep, the latest ones. If the latest cannot be read, the previous one is used.
+      same_program: Raise if a checkpoint was made with other arguments (a step size, another algorithm, other data,
+        another initial state), even if its arrays fit; with `False`, resume with the new arguments.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, tempfile, jaxmaml
@@ -57,7 +57,7 @@ class Store:
     Args:
       settings: Where and how often.
       state: Any of the learner's.
-      made_by: What tells the run from others, by name: digests, or `None` where there is nothing to tell.
+      made_by: The fingerprints of the run, by name; `None` for what it does not have.
     """
 
     def __init__(self, settings: Checkpoints, state: MetaState, made_by: dict[str, str | None]):

@@ -1,4 +1,4 @@
-"""One dispatch: many outer steps in one compiled loop, with their tasks drawn inside it."""
+"""A dispatch: one compiled call that takes several outer steps and draws their tasks."""
 
 import functools
 
@@ -25,9 +25,10 @@ def take_steps(
     num_tasks: int,
     count: int,
 ) -> tuple[MetaState, tuple[MetaInfo, jax.Array]]:
-    """Take `count <= capacity` outer steps, or as many as are finite.
+    """Take `count <= capacity` outer steps, or fewer if a step is not finite.
 
-    The count is no constant, so that any number of them is compiled and rounds alike.
+    The count is an argument of the compiled call and not a constant, so that every count uses the same program and is
+    rounded in the same way.
 
     Returns:
       The state after the last step that was finite, and for `capacity` steps, of which the first `count` were taken,
@@ -37,7 +38,7 @@ def take_steps(
     begin = state.step
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(draw_step, begin))
 
-    @jax.jit  # Traced once, for its shapes and for the loop.
+    @jax.jit  # Traced once, although it is used for its shapes and in the loop.
     def take(state: MetaState, so_far: jax.Array):
         # A branch of its own: else XLA computes random numbers again wherever they are used, for a tenth of the time of
         # a sinusoid's outer step.

@@ -1,4 +1,4 @@
-"""Evaluation: how a learner does on held-out tasks after every inner step."""
+"""Evaluation of a learner on held-out tasks, after every inner step."""
 
 import functools
 from collections.abc import Hashable, Mapping
@@ -19,8 +19,7 @@ class Curve(NamedTuple):
     Attributes:
       per_task: `[num_tasks, num_inner_steps + 1]`.
       mean: Mean over tasks, `[num_inner_steps + 1]`.
-      ci95: Half-width of the 95% confidence interval of the mean, `1.96 std / sqrt(num_tasks)`; NaN for one task, which
-        tells nothing of others.
+      ci95: Half-width of the 95% confidence interval of the mean, `1.96 std / sqrt(num_tasks)`; NaN for a single task.
     """
 
     per_task: jax.Array
@@ -29,7 +28,7 @@ class Curve(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """What `evaluate` returns.
+    """The result of `evaluate`.
 
     Attributes:
       query_loss: In the units of the loss (nats for cross-entropy).
@@ -53,25 +52,25 @@ def evaluate(
     num_tasks: int | None = None,
     chunk_size: int | None = 20,
 ) -> Evaluation:
-    r"""Adapt to held-out tasks and judge each on its query set after every inner step, from 0.
+    r"""Adapt to held-out tasks, and evaluate each on its query set after 0, 1, ... inner steps.
 
-    For each step the mean over tasks comes with its 95% confidence interval,
-    `1.96 std / sqrt(num_tasks)`, std being that of the sample (divided by N, as the original code does).
+    For each step the mean over tasks comes with its 95% confidence interval, `1.96 std / sqrt(num_tasks)`, where std is
+    the standard deviation of the sample (divided by N, as in the original code).
 
-    It is compiled once for a learner, a loss function and the counts; other states, keys and tasks of the
-    same shapes run the same code. It works under `jit` and `vmap` as well.
+    It is compiled once for a learner, a loss function and the counts; other states, keys and tasks of the same shapes
+    do not recompile it. It also works under `jit` and `vmap`.
 
     Args:
-      learner: What `jaxmaml.maml` or another factory returned.
-      loss_fn: Judges the query; the training loss usually, `jaxmaml.ensemble` of it where parameters are particles.
-        `(params, batch) -> loss` or `(loss, {"accuracy": ...})`.
+      learner: A learner from `jaxmaml.maml` or another factory.
+      loss_fn: The loss that is evaluated on the query set, usually the training loss; `jaxmaml.ensemble` of it where
+        the parameters are particles. `(params, batch) -> loss` or `(loss, {"accuracy": ...})`.
       state: The state to evaluate.
       tasks: A sampler, `key -> Task`, or a batch of tasks with a leading axis on every leaf.
-      key: Draws the tasks; the same key draws the same tasks. Not for a batch.
-      num_inner_steps: Steps of adaptation, whatever training used.
-      num_tasks: How many tasks to draw; 600 by default, as in the papers. Not for a batch.
-      chunk_size: How many tasks are held in memory at once, `None` for all; changes nothing else. What is recorded
-        of each, a loss and an accuracy a step, is held for all.
+      key: The PRNG key from which the tasks are drawn; not for a batch of tasks.
+      num_inner_steps: The number of inner steps, which may differ from that of training.
+      num_tasks: The number of tasks to draw, 600 by default, as in the papers; not for a batch of tasks.
+      chunk_size: The number of tasks that are in memory at once, `None` for all; it does not change the result. The
+        losses and accuracies of all tasks are kept in any case.
 
     Returns:
       An `Evaluation`.

@@ -1,4 +1,4 @@
-"""What tells one program from another: its operations, its constants and the arrays that it was given."""
+"""Fingerprints of programs and arrays, by which a run recognises its own checkpoints."""
 
 import hashlib
 import re
@@ -12,19 +12,19 @@ import numpy as np
 from jaxmaml.jax_internals import ClosedJaxpr, Jaxpr, Literal
 from jaxmaml.types import PyTree
 
-# Of larger arrays, a data set's images, so many numbers are looked at, evenly spaced.
+# Of a larger array, such as a data set's images, this many evenly spaced numbers are hashed.
 _NUMBERS = 1 << 20
 
 
 def of_program(function: Callable[..., Any], *args: Any) -> str:
-    """A digest of what `function(*args)` computes: of its operations and constants, not of where they were written."""
+    """A digest of the operations and constants of `function(*args)`, without file names and line numbers."""
     closed = jax.make_jaxpr(function)(*args)
     text = re.sub(r"0x[0-9a-f]+|/\S+", "", str(closed))
     return _digest(text, _constants(closed))
 
 
 def of_arrays(tree: PyTree) -> str:
-    """A digest of the values in `tree`; of a large array, of some of them, evenly spaced."""
+    """A digest of the values in `tree`; of a large array, some evenly spaced values are hashed."""
     return _digest("", jax.tree.leaves(tree))
 
 

@@ -1,4 +1,4 @@
-"""The training loop: dispatches of many outer steps, and what the host does between them."""
+"""The training loop. A dispatch is one compiled call that takes several outer steps; the host works in between."""
 
 import contextlib
 import functools
@@ -36,8 +36,8 @@ class _Stopped(BaseException):
 class NonFiniteError(_Stopped, FloatingPointError):
     """A loss, the meta-gradient or the new state was not finite; training stopped before that step.
 
-    Looked at are the query and support losses, the norm of the meta-gradient, and everything in the state: parameters,
-    what an inner rule has learned and the outer optimizer's state.
+    The query and support losses, the norm of the meta-gradient and everything in the state are checked: the parameters,
+    the meta-learned parameters of the inner rule and the outer optimizer's state.
 
     Attributes:
       state: The last finite state.
@@ -46,10 +46,10 @@ class NonFiniteError(_Stopped, FloatingPointError):
 
 
 class Interrupted(_Stopped, KeyboardInterrupt):
-    """Training was interrupted by hand (Ctrl-C, a notebook's stop button), and stopped after the dispatch at hand.
+    """Training was interrupted (Ctrl-C, a notebook's stop button), and stopped after the current dispatch.
 
-    In a notebook, `sys.last_value.state` has the state; in a program, catch it as the `KeyboardInterrupt` that it is.
-    A second interrupt stops at once, without one.
+    In a notebook, `sys.last_value.state` is the state; a program can catch this error as a `KeyboardInterrupt`. A
+    second interrupt stops immediately, with a plain `KeyboardInterrupt` that has no state.
 
     Attributes:
       state: The last state.
@@ -74,31 +74,30 @@ def fit(
 ) -> tuple[MetaState, MetaInfo]:
     """Take `num_steps` outer steps, each on `num_tasks` fresh tasks.
 
-    Sampling, outer step and metrics run on the device, `steps_per_dispatch` steps in one loop. The
-    tasks of outer step `t` are drawn from `fold_in(key, t)`, with `t` counted by `state.step`: training in
-    two halves, or with other dispatches, gives the same bits.
+    Sampling, outer step and metrics run on the device. One dispatch is one compiled call that takes
+    `steps_per_dispatch` outer steps. The tasks of outer step `t = state.step` are drawn from `fold_in(key, t)`, so that
+    training in two calls, or with another number of steps in a dispatch, is deterministic to the bit.
 
     Args:
-      learner: What `jaxmaml.maml` or another factory returned.
-      state: Where to start: `learner.init(params)`, or a state from an earlier call.
-      sample_task: `key -> Task`. One that holds large arrays should be a pytree, as
-        `jaxmaml.tasks.image_episodes` returns, so that they are passed and not compiled in.
-      key: Draws the tasks.
-      num_steps: Outer steps to take.
-      num_tasks: Tasks in an outer step (the meta-batch).
-      steps_per_dispatch: Steps between two looks from the host; raise it for very cheap steps.
-      progress: Show steps, speed, time left and the last loss on a terminal.
-      on_dispatch: Called as `on_dispatch(state, history)` after each dispatch, with its part of the
-        history.
-      checkpoints: Where to save. Where a later step of this run is there already, training goes on from it, to the
-        same end and bit for bit as if it had never stopped: call `fit` again with the same arguments.
-      validation: Held-out tasks to evaluate on now and then, and when to stop early.
-      metrics: Writers of means over each dispatch, and of validations: `jaxmaml.metrics.jsonl(path)`,
+      learner: A learner from `jaxmaml.maml` or another factory.
+      state: The state to start from: `learner.init(params)`, or a state from an earlier call.
+      sample_task: `key -> Task`. A sampler that holds large arrays should be a pytree, as
+        `jaxmaml.tasks.image_episodes` returns, so that they are arguments of the compiled call and not constants in it.
+      key: The PRNG key from which all tasks are drawn.
+      num_steps: The number of outer steps to take.
+      num_tasks: The number of tasks in an outer step (the meta-batch).
+      steps_per_dispatch: The number of outer steps in a dispatch; increase it for very cheap steps.
+      progress: Whether to show steps, speed, remaining time and the last loss on a terminal.
+      on_dispatch: Called as `on_dispatch(state, history)` after each dispatch, with the history of its steps.
+      checkpoints: Where to save. If the folder has a checkpoint of a later step of this run, training resumes from it,
+        and ends bit for bit as if it had never stopped: call `fit` again with the same arguments.
+      validation: Held-out tasks to evaluate on at intervals, and when to stop early.
+      metrics: Writers of the means over each dispatch and of the validations: `jaxmaml.metrics.jsonl(path)`,
         `jaxmaml.metrics.tensorboard(directory)`, or any `(step, {name: value}) -> None`.
 
     Returns:
-      `(state, history)`: the last state, or with `validation` that which validated best; `history` is a `MetaInfo` of
-      NumPy arrays averaged over tasks, with a leading axis of the steps that this call took.
+      `(state, history)`: the last state, or with `validation` the state with the best score; `history` is a `MetaInfo`
+      of NumPy arrays averaged over tasks, with a leading axis of the steps that this call took.
 
     Raises:
       NonFiniteError: If a query or support loss, the meta-gradient or the state after a step is not finite; it holds
@@ -139,7 +138,7 @@ def fit(
     writers = check_writers(metrics)
     sample_task = as_pytree(sample_task)
     end = int(state.step) + num_steps
-    # Each dispatch overwrites the state that it is given; the caller's is the caller's.
+    # Each dispatch donates its input state, so that the caller's state is copied first.
     run = beginning(_copy(state), key)
     histories: list[MetaInfo] = []
 
@@ -185,7 +184,7 @@ def fit(
                         _joined(histories),
                     )
         finally:
-            # Whatever has ended it, an early stop, an error or a hand: what was learned since then stays.
+            # Whether an early stop, an error or an interrupt has ended the run, its last state is saved.
             if store is not None:
                 store.save(run)
     last = run.state if validation is None else run.result()
@@ -193,7 +192,7 @@ def fit(
 
 
 def _is_due(every: int, begin: int, step: int, end: int) -> bool:
-    """Whether a multiple of `every` was passed, or the end reached."""
+    """Whether a multiple of `every` lies in `(begin, step]`, or the end is reached."""
     return step // every > begin // every or step == end
 
 
@@ -202,7 +201,7 @@ def _first(count: int, tree):
 
 
 def _means(history: MetaInfo) -> dict[str, float]:
-    """What a dispatch reports of its steps."""
+    """The means over a dispatch, for the progress bar and the writers."""
     values = {"query_loss": _mean(history.query_loss)}
     if isinstance(history.aux, Mapping) and isinstance(history.aux.get("accuracy"), np.ndarray):
         values["accuracy"] = _mean(history.aux["accuracy"])
@@ -210,12 +209,12 @@ def _means(history: MetaInfo) -> dict[str, float]:
 
 
 def _mean(values: Any) -> float:
-    """In float64: NumPy would add up numbers of half precision in half precision."""
+    """The mean in float64, because NumPy sums half precision in half precision."""
     return float(np.mean(values, dtype=np.float64))
 
 
 def _made_by(learner, state, sample_task, key, num_tasks, validation) -> dict[str, str | None]:
-    """What tells this run from others, for its checkpoints."""
+    """The fingerprints of this run, for its checkpoints."""
 
     def tasks_of(key):
         return draw(sample_task, key, num_tasks, 0)
@@ -230,7 +229,7 @@ def _made_by(learner, state, sample_task, key, num_tasks, validation) -> dict[st
 
 
 def _no_history(learner, state, sample_task, key, num_tasks) -> MetaInfo:
-    """That of a run that had ended before this call."""
+    """The history of a call that takes no step, because the run had ended before."""
     shapes = jax.eval_shape(lambda s: take_steps(learner, s, sample_task, key, 1, num_tasks, 1)[1][0], state)
     return jax.tree.map(lambda leaf: np.zeros((0, *leaf.shape[1:]), leaf.dtype), shapes)
 

@@ -1,4 +1,4 @@
-"""A training run as `fit` carries it, and as it lies in a folder, by Orbax."""
+"""The state of a training run, in memory and in a folder of checkpoints."""
 
 import os
 import pathlib
@@ -16,7 +16,7 @@ from jaxmaml.types import MetaState
 
 
 class Run(NamedTuple):
-    """What a checkpoint holds.
+    """The contents of a checkpoint.
 
     Attributes:
       state: Where training is.
@@ -33,12 +33,12 @@ class Run(NamedTuple):
     since_best: jax.Array
 
     def result(self) -> MetaState:
-        """The state that validated best, or the last where none did."""
+        """The state with the best validation score, or the last state if no score was finite."""
         return self.best if self.score > -jnp.inf else self.state
 
 
 def beginning(state: MetaState, key: Any) -> Run:
-    """The run that `fit` begins where there is no checkpoint.
+    """The run with which `fit` begins if there is no checkpoint.
 
     Args:
       state: Where it starts, and its best state until a validation.
@@ -49,12 +49,12 @@ def beginning(state: MetaState, key: Any) -> Run:
 
 
 def folder_of(directory: str | os.PathLike) -> epath.Path:
-    """An absolute path, as Orbax wants it, from home where it begins with `~`; one in the cloud (`gs://`) as it is."""
+    """An absolute path, as Orbax needs it; `~` is the home folder, and cloud paths (`gs://`) are unchanged."""
     return epath.Path(directory if "://" in str(directory) else pathlib.Path(directory).expanduser().absolute())
 
 
 def manager_of(folder: epath.Path, options: ocp.CheckpointManagerOptions | None = None) -> ocp.CheckpointManager:
-    """Reads and writes the two parts of a checkpoint: the run, and what made it."""
+    """An Orbax manager of the two parts of a checkpoint: the run, and the fingerprints of what made it."""
     handlers = {"run": ocp.StandardCheckpointHandler(), "made_by": ocp.JsonCheckpointHandler()}
     return ocp.CheckpointManager(folder, item_handlers=handlers, options=options)
 
@@ -66,7 +66,7 @@ def newest(
     after: int,
     check: Callable[[str, dict[str, Any]], None],
 ) -> Run | None:
-    """The newest run of a step `after` this one that can be read, or `None` where there is none.
+    """The newest readable run of a step later than `after`, or `None` if there is no such checkpoint.
 
     Raises:
       ValueError: If `check` does, or none of those that there are can be read.
@@ -89,7 +89,7 @@ def newest(
 def _unless_damaged(where: str, read: Callable[[], Any]) -> Any:
     try:
         return read()
-    except Exception as error:  # Whatever a broken file makes Orbax, JSON or TensorStore raise.
+    except Exception as error:  # A damaged file can make Orbax, JSON or TensorStore raise anything.
         why = f"{type(error).__name__}: {error}".splitlines()[0]
         warnings.warn(f"{where} cannot be read, and the one before it is tried ({why}).", stacklevel=5)
         return None
@@ -108,7 +108,7 @@ def _restored(manager: ocp.CheckpointManager, step: int, state: MetaState) -> Ru
 
 
 def _placed_as(saved: jax.Array, ours: jax.Array) -> jax.Array:
-    """Orbax ties what it restores to a device; where ours is tied to none, a learner with a mesh may move it."""
+    """Restored arrays are committed to a device by Orbax; uncommitted ones are needed where a learner has a mesh."""
     if ours.committed:
         return saved
     if jnp.issubdtype(saved.dtype, jax.dtypes.prng_key):

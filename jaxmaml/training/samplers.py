@@ -18,7 +18,7 @@ Sampler = Callable[[chex.PRNGKey], Task]
 
 
 def as_pytree(sample_task: Sampler) -> Sampler:
-    """Make a sampler something that `jit` takes as an argument.
+    """Convert a sampler to a pytree, which `jit` accepts as an argument.
 
     A plain function becomes a `Partial` without leaves, static by its identity: changing what it refers to after the
     first call has no effect. One that is a pytree already, such as
@@ -30,10 +30,10 @@ def as_pytree(sample_task: Sampler) -> Sampler:
 
 
 def threefry(key: chex.PRNGKey) -> chex.PRNGKey:
-    """The key that tasks are drawn from: `key` itself, or one of threefry made of it.
+    """The key from which tasks are drawn: `key` itself if it is a threefry key, or a threefry key derived from it.
 
-    Only with threefry is a batch of draws the same as its draws one by one. Keys of other implementations, such as
-    `rbg`, would draw other tasks in other chunks.
+    Only with threefry does a batch of draws equal the same draws one by one. With other implementations, such as `rbg`,
+    the tasks would depend on the size of a chunk.
     """
     typed = key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
     if str(jax.random.key_impl(typed)) == _THREEFRY:
@@ -46,7 +46,7 @@ def threefry(key: chex.PRNGKey) -> chex.PRNGKey:
 
 
 def check_sampler(name: str, sample_task: Any, key: Any) -> None:
-    """`sample_task` must be a sampler of tasks and `key` one key. Warns where every task would be the same one.
+    """`sample_task` must be a sampler of tasks and `key` a single key. Warns if all tasks would be equal.
 
     Raises:
       TypeError: If it cannot be called or returns no `Task`, or `key` is no key.

@@ -1,4 +1,4 @@
-"""Validation during training: which state was best, and when to stop."""
+"""Validation during training: the choice of the best state, and early stopping."""
 
 import math
 import warnings
@@ -15,20 +15,20 @@ from jaxmaml.types import LossFn, MetaLearner, MetaState
 
 
 class Validation(NamedTuple):
-    """Held-out tasks that `fit` evaluates on now and then: `fit(..., validation=...)`.
+    """Held-out tasks that `fit` evaluates on at intervals: `fit(..., validation=...)`.
 
-    The score is the accuracy after the last inner step, or minus the query loss where there is none. `fit` returns the
-    state with the best one; or the last state, and warns, where no score is finite.
+    The score is the accuracy after the last inner step, or minus the query loss if there is no accuracy. `fit` returns
+    the state with the best score. If no score is finite, it returns the last state and warns.
 
     Attributes:
-      loss_fn: Judges the query, as in `jaxmaml.evaluate`.
+      loss_fn: The loss that is evaluated on the query set, as in `jaxmaml.evaluate`.
       tasks: A sampler of validation tasks, or a batch of them.
-      key: Draws the tasks; the same at every validation.
-      num_inner_steps: Of adaptation.
-      num_tasks: How many tasks are drawn.
-      every: Outer steps between validations; the end of a dispatch is waited for.
-      patience: Stop after so many validations without a better score; `None`, the default, for never.
-      chunk_size: Tasks held in memory at once.
+      key: The PRNG key from which the tasks are drawn; they are the same at every validation.
+      num_inner_steps: The number of inner steps.
+      num_tasks: The number of tasks to draw.
+      every: The number of outer steps between validations, which take place at the end of a dispatch.
+      patience: Stop after this number of validations without a better score; `None`, the default, never stops.
+      chunk_size: The number of tasks that are in memory at once.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, jaxmaml
@@ -56,7 +56,7 @@ class Validation(NamedTuple):
 
 
 def check(settings: Any, learner: MetaLearner, state: MetaState) -> None:
-    """`settings` must be a well-formed `Validation` of such states: found out now, and not after `every` steps."""
+    """`settings` must be a well-formed `Validation` of such states; checked before training begins."""
     if not isinstance(settings, Validation):
         raise TypeError(f"`validation` must be a jaxmaml.Validation, got {type(settings).__name__}.")
     checks.positive_int("every", settings.every)
@@ -70,7 +70,7 @@ def check(settings: Any, learner: MetaLearner, state: MetaState) -> None:
 
 
 def judged(learner: MetaLearner, settings: Validation, state: MetaState) -> Evaluation:
-    """How `state` does on the validation tasks."""
+    """The evaluation of `state` on the validation tasks."""
     return evaluate(
         learner,
         settings.loss_fn,
@@ -84,7 +84,7 @@ def judged(learner: MetaLearner, settings: Validation, state: MetaState) -> Eval
 
 
 def validated(learner: MetaLearner, settings: Validation, run: Run) -> tuple[Run, dict[str, float]]:
-    """`run` after a validation of its state, and what to report of it."""
+    """`run` after a validation of its state, and the metrics to report."""
     result = judged(learner, settings, run.state)
     metrics = _last("valid_loss", result.query_loss)
     if result.accuracy is not None:
