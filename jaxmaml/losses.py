@@ -1,4 +1,4 @@
-"""Loss functions in the form that the learners take, from any `apply(params, inputs)`."""
+"""Loss functions `(params, batch) -> loss` from any `apply(params, inputs)`."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Where `fit` writes its metrics: files of JSON lines, TensorBoard."""
+"""Writers of metrics for `fit`: files of JSON lines, TensorBoard."""
 
 import json
 import math
@@ -8,22 +8,22 @@ from typing import Any
 
 from jaxmaml import checks
 
-#: `(step, metrics)`. Where one has a method `forget_after(step)`, it is called when training goes on from a checkpoint.
+#: `(step, metrics) -> None`. If it has a method `forget_after(step)`, that is called when training is resumed.
 Writer = Callable[[int, dict[str, float]], None]
 
 
 def jsonl(path: str | pathlib.Path) -> Writer:
     r"""Build a writer that appends a line of JSON for every dispatch and validation.
 
-    A run that goes on from a checkpoint forgets the lines after it: they will be written again. What is not finite is
-    `null`, since JSON has no such number.
+    When a run is resumed from a checkpoint, the lines of later steps are removed, and written again. Values that are
+    not finite are written as `null`, since JSON cannot represent them.
 
     Args:
-      path: Of the file; made with its folder if it does not exist.
+      path: The file; it and its folder are created if they do not exist.
     Returns:
       A writer for `fit(..., metrics=[...])`.
     Raises:
-      ValueError: Where training goes on, if the file has a line that is none of these.
+      ValueError: When training is resumed, if the file has lines of another format.
     Example:
       >>> import pathlib, tempfile, jaxmaml
       >>> with tempfile.TemporaryDirectory() as folder:
@@ -49,7 +49,7 @@ class _JsonLines:
     def forget_after(self, step: int) -> None:
         if not self._path.exists():
             return
-        # A killed run may have left half of a line.
+        # A killed run may have left an incomplete line.
         lines = [line for line in self._path.read_text().splitlines(keepends=True) if line.endswith("\n")]
         try:
             kept = [line for line in lines if json.loads(line)["step"] <= step]
@@ -64,7 +64,7 @@ def tensorboard(directory: str | pathlib.Path) -> Writer:
     """Build a writer for TensorBoard, by tensorboardX.
 
     Args:
-      directory: Of the event files.
+      directory: The folder of the event files.
     Returns:
       A writer for `fit(..., metrics=[...])`.
     Raises:
@@ -97,7 +97,7 @@ class _TensorBoard:
 
 
 def check(writers: Any) -> tuple[Writer, ...]:
-    """Return `writers` as a tuple, or raise where one cannot be called."""
+    """Return `writers` as a tuple, or raise if one is not callable."""
     if not callable(writers) and not isinstance(writers, Iterable):
         raise TypeError(f"`metrics` must be a writer or some of them, got {writers!r}.")
     writers = (writers,) if callable(writers) else tuple(writers)
@@ -107,7 +107,7 @@ def check(writers: Any) -> tuple[Writer, ...]:
 
 
 def forget_after(writers: tuple[Writer, ...], step: int) -> None:
-    """Training goes on from `step`: later values will be written again."""
+    """Tell the writers that training is resumed at `step`, so that later values will be written again."""
     for writer in writers:
         forget = getattr(writer, "forget_after", None)
         if forget is not None:

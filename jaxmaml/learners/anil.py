@@ -21,15 +21,15 @@ def anil(
 ) -> MetaLearner:
     r"""Learn features in the outer loop and adapt only the head to a task.
 
-    `jaxmaml.maml` where `theta = (body, head)` and inner steps move the head alone. No inner gradient of the
-    body is computed; the outer loop learns both.
+    `jaxmaml.maml` where `theta = (body, head)` and inner steps update the head alone. No inner gradient with
+    respect to the body is computed; the outer loop learns both.
 
     Args:
       loss_fn: `(params, batch) -> loss` or `(loss, aux)`.
-      inner_optimizer: As in `jaxmaml.maml`; it sees the head's leaves only, and `None` for the others.
-      outer_optimizer: Applies the meta-gradient.
-      num_inner_steps: In training; >= 1.
-      head: Which leaves are the head: a name in their path, such as `"Dense_0"` for `jaxmaml.nn.Conv4`, a
+      inner_optimizer: As in `jaxmaml.maml`; its pytrees have the head's leaves, and `None` for the others.
+      outer_optimizer: The optax transformation of the meta-gradient.
+      num_inner_steps: The number of inner steps in training; >= 1.
+      head: The leaves of the head: a name in their path, such as `"Dense_0"` for `jaxmaml.nn.Conv4`, a
         predicate of the path, or a tree of booleans.
       **axes: The other axes of the family: see `jaxmaml.Axes`.
     Returns:

@@ -24,21 +24,21 @@ def bayesian_maml(
 ) -> MetaLearner:
     r"""Learn an ensemble that adapts to a task's posterior by Stein variational gradient descent.
 
-    `params` are `M` particles, along the leading axis of every leaf. On a task they take `num_inner_steps` of
-    `jaxmaml.rules.svgd`, down the support loss and apart from each other. The outer loop descends the chaser loss,
-    the distance to a leader that went on for `num_leader_steps` more on support and query together. The adapted
-    particles are samples of the predictive distribution. `jaxmaml.evaluate` and `Validation` judge all particles:
-    give them `jaxmaml.ensemble(loss_fn)`.
+    `params` are `M` particles, along the leading axis of every leaf. On a task they take `num_inner_steps` steps of
+    `jaxmaml.rules.svgd` on the support loss. The outer loop minimises the chaser loss: the squared distance to a
+    leader, which is the particles after `num_leader_steps` further steps on support and query together. The models of
+    the adapted particles are samples of the predictive distribution. `jaxmaml.evaluate` and `Validation` evaluate all
+    particles together: pass `jaxmaml.ensemble(loss_fn)` to them.
 
     Args:
-      loss_fn: `(params, batch) -> loss` or `(loss, aux)` of one particle; the mean over
-        particles is descended and reported.
-      inner_step_size: Of SVGD; > 0.
-      outer_optimizer: Applies the meta-gradient.
-      num_inner_steps: In training; >= 1.
-      num_leader_steps: How much further the leader goes; >= 1.
-      repulsion: Temperature of the posterior: see `jaxmaml.rules.svgd`.
-      transform: What the gradient of each particle passes first, such as `jaxmaml.clip_by_global_norm(10.0)`.
+      loss_fn: `(params, batch) -> loss` or `(loss, aux)` of one particle; the inner loop
+        uses the mean over particles, which is also reported.
+      inner_step_size: The step size of SVGD; > 0.
+      outer_optimizer: The optax transformation of the meta-gradient.
+      num_inner_steps: The number of inner steps in training; >= 1.
+      num_leader_steps: The number of further steps of the leader; >= 1.
+      repulsion: The temperature of the posterior; see `jaxmaml.rules.svgd`.
+      transform: A transformation of each particle's gradient, such as `jaxmaml.clip_by_global_norm(10.0)`.
       **axes: The other axes of the family: see `jaxmaml.Axes`.
     Returns:
       A `MetaLearner`, as `jaxmaml.maml` does.

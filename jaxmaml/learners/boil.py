@@ -22,14 +22,14 @@ def boil(
 ) -> MetaLearner:
     r"""Learn the head in the outer loop and adapt only the features to a task.
 
-    `jaxmaml.maml` where `theta = (body, head)` and inner steps move the body alone.
+    `jaxmaml.maml` where `theta = (body, head)` and inner steps update the body alone.
 
     Args:
       loss_fn: `(params, batch) -> loss` or `(loss, aux)`.
-      inner_optimizer: As in `jaxmaml.maml`; it sees the body's leaves only, and `None` for the others.
-      outer_optimizer: Applies the meta-gradient.
-      num_inner_steps: In training; >= 1, 1 in the paper.
-      head: Which leaves stay: as in `jaxmaml.anil`.
+      inner_optimizer: As in `jaxmaml.maml`; its pytrees have the body's leaves, and `None` for the others.
+      outer_optimizer: The optax transformation of the meta-gradient.
+      num_inner_steps: The number of inner steps in training; >= 1, and 1 in the paper.
+      head: The leaves of the head, which inner steps do not update: as in `jaxmaml.anil`.
       **axes: The other axes of the family: see `jaxmaml.Axes`.
     Returns:
       A `MetaLearner`, as `jaxmaml.maml` does.

@@ -20,17 +20,18 @@ def cavia(
     context: Leaves,
     **axes: Unpack[Axes],
 ) -> MetaLearner:
-    r"""Learn parameters that all tasks share and adapt a context alone, from zero.
+    r"""Learn parameters that all tasks share, and adapt only a context vector, which starts from zero.
 
-    `params` has context leaves `phi` beside the shared ones `theta`. On each task `phi` starts from zero and takes the
-    inner steps; the outer loop learns `theta`, through them. The initial value of `phi` is not learned.
+    `params` has context leaves `phi` beside the shared ones `theta`. On each task `phi` starts from zero and the
+    inner steps update it; the outer loop learns `theta`, with the derivative through these steps. The initial value
+    of `phi` is not learned.
 
     Args:
       loss_fn: `(params, batch) -> loss` or `(loss, aux)`.
       inner_optimizer: As in `jaxmaml.maml`.
-      outer_optimizer: Applies the meta-gradient.
-      num_inner_steps: In training; >= 1.
-      context: Which leaves are the context: a name in their path, a predicate of the path, or a tree of booleans.
+      outer_optimizer: The optax transformation of the meta-gradient.
+      num_inner_steps: The number of inner steps in training; >= 1.
+      context: The leaves of the context: a name in their path, a predicate of the path, or a tree of booleans.
         `jaxmaml.nn.MLP` and `jaxmaml.nn.Conv4` have one with `num_context`.
       **axes: The other axes of the family: see `jaxmaml.Axes`.
     Returns:

@@ -22,17 +22,17 @@ def es_maml(
     r"""Learn an initialisation from values of the meta-loss alone, by evolution strategies.
 
     `grad = 1/(2 std) E[(F(theta + std e) - F(theta - std e)) e]` with `F` the query loss after adaptation and
-    `e ~ N(0, I)`: for losses whose derivative is useless or missing in the outer loop. Everything that is learned is
-    perturbed, an inner rule's parameters too.
+    `e ~ N(0, I)`, for losses whose outer derivative does not exist or is not useful. The meta-learned parameters of
+    an inner rule are perturbed as well.
 
     Args:
       loss_fn: `(params, batch) -> loss` or `(loss, aux)`.
       inner_optimizer: As in `jaxmaml.maml`.
-      outer_optimizer: Applies the meta-gradient.
-      num_inner_steps: In training; >= 1.
-      std: Standard deviation of the perturbation; > 0. In float32, far below 0.001 rounding is all that is seen.
-      num_pairs: Antithetic pairs of perturbations for each task. The noise falls as one over the root of
-        `num_tasks * num_pairs`, and grows with the number of parameters.
+      outer_optimizer: The optax transformation of the meta-gradient.
+      num_inner_steps: The number of inner steps in training; >= 1.
+      std: The standard deviation of the perturbations; > 0. Far below 0.001, float32 differences are mostly rounding.
+      num_pairs: The number of antithetic pairs of perturbations for each task. The standard error is proportional to
+        `1 / sqrt(num_tasks * num_pairs)`, and grows with the number of parameters.
       **axes: The other axes of the family: see `jaxmaml.Axes`.
     Returns:
       A `MetaLearner`, as `jaxmaml.maml` does.

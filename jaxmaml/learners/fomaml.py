@@ -25,8 +25,8 @@ def fomaml(
     Args:
       loss_fn: `(params, batch) -> loss` or `(loss, aux)`.
       inner_optimizer: As in `jaxmaml.maml`; Adam needs no `eps_root` here.
-      outer_optimizer: Applies the meta-gradient.
-      num_inner_steps: `K`, in training; >= 1.
+      outer_optimizer: The optax transformation of the meta-gradient.
+      num_inner_steps: `K`, the number of inner steps in training; >= 1.
       **axes: The other axes of the family: see `jaxmaml.Axes`.
     Returns:
       A `MetaLearner`, as `jaxmaml.maml` does.

@@ -22,13 +22,13 @@ def imaml(
     shift: float = Implicit().shift,
     **axes: Unpack[Axes],
 ) -> MetaLearner:
-    r"""Learn an initialisation that adapted parameters are drawn to, without differentiating the way there.
+    r"""Learn an initialisation by implicit differentiation of a proximal inner problem.
 
     Each task solves `phi = argmin L(phi, support) + strength/2 ||phi - theta||^2` by `num_inner_steps` of the
     inner optimizer; the meta-gradient is `(I + H / strength)^{-1} grad L(phi, query)`, with `H` the Hessian of the
-    support loss, by conjugate gradients. Memory does not grow with inner steps. The formula is that of a minimum:
-    `info.diagnostics` tells the gradient's norm where the inner loop stopped, and the residual of the solve; where
-    that stays large, `update` warns.
+    support loss, computed by conjugate gradients. Memory does not grow with the number of inner steps. The formula is
+    exact at the minimum only: `info.diagnostics` has the gradient's norm where the inner loop stopped, and the residual
+    of the linear system. If the residual is large, `update` warns.
 
     The released code differs from the paper: it solves `((1 + 1) I + H / (strength + 10)) u = v`, which is
     `damping=1.0, shift=10.0` here, after 16 plain gradient steps and one proximal one.
@@ -36,11 +36,11 @@ def imaml(
     Args:
       loss_fn: `(params, batch) -> loss` or `(loss, aux)`.
       inner_optimizer: As in `jaxmaml.maml`.
-      outer_optimizer: Applies the meta-gradient.
-      num_inner_steps: In training; >= 1.
-      strength: `lambda`, of the proximal term; > 0.
-      max_solver_steps: At most so many steps of conjugate gradients; 5 in the paper.
-      tolerance: They end at a residual of so much of the right-hand side.
+      outer_optimizer: The optax transformation of the meta-gradient.
+      num_inner_steps: The number of inner steps in training; >= 1.
+      strength: The weight `lambda` of the proximal term; > 0.
+      max_solver_steps: The largest number of conjugate gradient steps; 5 in the paper.
+      tolerance: The relative residual at which they stop.
       damping: See above; >= 0.
       shift: See above; >= 0.
       **axes: The other axes of the family: see `jaxmaml.Axes`.

@@ -18,17 +18,17 @@ def joint_training(
     num_inner_steps: int,
     **axes: Unpack[Axes],
 ) -> MetaLearner:
-    r"""Learn one model of all tasks, and fine-tune it to each.
+    r"""Train one model on all tasks, and fine-tune it to each.
 
-    The outer loop descends `mean_i L(theta, query_i)` without any adaptation; `adapt` takes inner steps from there.
-    With the head's name as `adapted` it is the linear probe; from parameters that were never trained, learning from
+    The outer loop minimises `mean_i L(theta, query_i)` without adaptation; `adapt` takes inner steps from the result.
+    With the head's name as `adapted`, this is linear probing. `adapt` from untrained parameters is learning from
     scratch.
 
     Args:
       loss_fn: `(params, batch) -> loss` or `(loss, aux)`.
-      inner_optimizer: Fine-tunes, in `adapt`.
-      outer_optimizer: Applies the meta-gradient.
-      num_inner_steps: In training; >= 1.
+      inner_optimizer: The optax transformation of the gradients in `adapt`.
+      outer_optimizer: The optax transformation of the meta-gradient.
+      num_inner_steps: The number of inner steps in training; >= 1.
       **axes: The other axes of the family: see `jaxmaml.Axes`.
     Returns:
       A `MetaLearner`, as `jaxmaml.maml` does.

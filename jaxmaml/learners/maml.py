@@ -24,11 +24,11 @@ def maml(
 
         theta_i^0 = theta,   theta_i^{k+1} = theta_i^k - alpha grad L(theta_i^k, support_i),
 
-    (or whatever `inner_optimizer` does with that gradient) and `outer_optimizer` descends
+    (or the update that `inner_optimizer` makes of that gradient), and `outer_optimizer` minimises
 
         1/n sum_i L(theta_i^K, query_i)
 
-    in `theta`, through the inner steps: second derivatives included.
+    with respect to `theta`, through the inner steps, second derivatives included.
 
     Args:
       loss_fn: `(params, batch) -> loss` or `(loss, aux)` for any pytrees `params` and `batch`. The loss is
@@ -36,14 +36,13 @@ def maml(
         classification task, so its step sizes are smaller by their number. `params` are floating-point.
       inner_optimizer: Any optax transformation, with a fresh state for each task, or an `InnerRule`.
       outer_optimizer: Any optax transformation; the paper uses `optax.adam(1e-3)`.
-      num_inner_steps: `K` >= 1, in training and, unless told otherwise, in `adapt`.
+      num_inner_steps: `K` >= 1, the number of inner steps in training, and by default in `adapt`.
       derivative: How the inner loop is differentiated. `"mixed"` (exact; forward over reverse, least
         memory) is the default; `"reverse"` (exact; plain JAX, and the one that forward-mode
         differentiation of `adapt` needs); `"first_order"` (inner gradients taken as constants: no second
         derivatives, about a third cheaper in the paper).
-      **axes: The other axes of the family, such as which leaves are adapted or which query losses count, and how the
-        step is executed, at the same result: see `jaxmaml.Axes` and `jaxmaml.Execution`. The defaults are
-        MAML's, and meant to be fast anywhere.
+      **axes: The other choices of the family, such as which leaves are adapted or the outer objective, and options of
+        execution that do not change the result: see `jaxmaml.Axes` and `jaxmaml.Execution`. The defaults are MAML's.
 
     Returns:
       `MetaLearner(init, adapt, update)`, pure functions:

@@ -25,30 +25,30 @@ def maml_plus_plus(
     clip: float | None = None,
     **axes: Unpack[Axes],
 ) -> MetaLearner:
-    r"""Learn an initialisation with everything that made MAML train well.
+    r"""Learn an initialisation by MAML with the five changes that make its training stable.
 
-    * Multi-step loss: query losses after every inner step count, equally at first, the last one alone after
-      `multi_step_steps` (`objectives.annealed`).
-    * Derivative-order annealing: first-order gradients for `first_order_steps`, then exact ones; both are
-      compiled at once.
+    * Multi-step loss: a weighted sum of the query losses after every inner step, with equal weights at first, and with
+      the last loss alone after `multi_step_steps` outer steps (`objectives.annealed`).
+    * Derivative-order annealing: first-order gradients for `first_order_steps`, then exact ones; both branches are
+      compiled up front.
     * A learned step size for each tensor and inner step (`rules.learned_rates`).
-    * Scales and shifts of normalisation for each inner step, learned in the outer loop and not adapted.
-    * The outer step size falls along a cosine to a hundredth over `num_outer_steps`, with Adam.
+    * Scales and shifts of normalisation for each inner step, which are meta-learned and not adapted.
+    * Adam as the outer optimizer, whose step size falls along a cosine to a hundredth over `num_outer_steps`.
 
-    Each can be had alone, as an axis of `jaxmaml.maml`.
+    Each is also available alone, as an axis of `jaxmaml.maml`.
 
     Args:
       loss_fn: `(params, batch) -> loss` or `(loss, aux)`.
-      inner_step_size: Where the learned step sizes start; 0.1 in the released code.
-      outer_step_size: Adam's, at first; 1e-3 in the paper.
-      num_inner_steps: In training; 5 in the paper.
-      num_outer_steps: Length of training.
-      normalisation: Which leaves are those of the normalisation, such as `"BatchNorm"` in their path by
-        `lambda path: "BatchNorm" in path`; `None` for a model without. `init` copies each for every inner step.
-        Normalise by the statistics of the batch at hand (`jaxmaml.nn.Conv4`): it has those of each step by itself.
+      inner_step_size: The initial value of the learned step sizes; 0.1 in the released code.
+      outer_step_size: Adam's initial step size; 1e-3 in the paper.
+      num_inner_steps: The number of inner steps in training; 5 in the paper.
+      num_outer_steps: The number of outer steps of the whole training.
+      normalisation: The leaves of the normalisation layers, such as `lambda path: "BatchNorm" in path`; `None` for a
+        model without such layers. `init` copies each for every inner step. The model should normalise by the statistics
+        of its current batch, as `jaxmaml.nn.Conv4` does, which differ from step to step.
       multi_step_steps: A tenth of `num_outer_steps` by default, as in the paper for Omniglot.
-      transform: What the inner gradient passes first, such as `jaxmaml.clip_by_global_norm(10.0)`.
-      clip: Outer gradients are clipped to it, entry by entry; 10 in the released code for mini-ImageNet.
+      transform: A transformation of the inner gradient, such as `jaxmaml.clip_by_global_norm(10.0)`.
+      clip: The largest absolute value of an entry of the meta-gradient; 10 in the released code for mini-ImageNet.
       **axes: The other axes of the family: see `jaxmaml.Axes`. `first_order_steps` is half of `num_outer_steps` by
         default, as in the paper.
     Returns:

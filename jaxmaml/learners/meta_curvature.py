@@ -18,16 +18,16 @@ def meta_curvature(
     num_inner_steps: int,
     **axes: Unpack[Axes],
 ) -> MetaLearner:
-    r"""Learn an initialisation and matrices that transform inner gradients.
+    r"""Learn an initialisation and matrices that multiply inner gradients.
 
-    `jaxmaml.maml` where the gradient of each tensor is multiplied along its ways by learned matrices, identities
-    at first, before the inner optimizer gets it: `jaxmaml.rules.kronecker`.
+    `jaxmaml.maml` where the gradient of each tensor is multiplied along its axes by learned matrices, initialised to
+    identities, and then passed to the inner optimizer: `jaxmaml.rules.kronecker`.
 
     Args:
       loss_fn: `(params, batch) -> loss` or `(loss, aux)`.
-      inner_optimizer: Takes the transformed gradients.
-      outer_optimizer: Applies the meta-gradient of `(params, matrices)`.
-      num_inner_steps: In training; >= 1.
+      inner_optimizer: The optax transformation of the multiplied gradients.
+      outer_optimizer: The optax transformation of the meta-gradient with respect to `(params, matrices)`.
+      num_inner_steps: The number of inner steps in training; >= 1.
       **axes: The other axes of the family: see `jaxmaml.Axes`.
     Returns:
       A `MetaLearner`, as `jaxmaml.maml` does.

@@ -22,16 +22,17 @@ def meta_sgd(
 ) -> MetaLearner:
     r"""Learn an initialisation and the step size of every parameter.
 
-    `jaxmaml.maml` with `theta <- theta - alpha * grad` inside, `alpha` of the shape of `theta` and learned beside it.
+    `jaxmaml.maml` with the inner update `theta <- theta - alpha * grad`; `alpha` has the shape of `theta` and is
+    meta-learned too.
 
     Args:
       loss_fn: `(params, batch) -> loss` or `(loss, aux)`.
-      initial_rate: Where rates start: a number, or `(low, high)` for uniform draws, (0.005, 0.1) in the paper.
-      outer_optimizer: Applies the meta-gradient of `(params, rates)`.
-      num_inner_steps: In training; >= 1.
-      per: What has a rate of its own: each `"parameter"`, each `"tensor"`, or all together a `"scalar"`; see
-        `jaxmaml.rules.learned_rates`, which also has rates for each step.
-      transform: What the inner gradient passes first, such as `jaxmaml.clip_by_global_norm(10.0)`.
+      initial_rate: The initial rates: a number, or `(low, high)` for uniform draws, (0.005, 0.1) in the paper.
+      outer_optimizer: The optax transformation of the meta-gradient with respect to `(params, rates)`.
+      num_inner_steps: The number of inner steps in training; >= 1.
+      per: Whether each `"parameter"` or each `"tensor"` has its own rate, or all share a `"scalar"`; see
+        `jaxmaml.rules.learned_rates`, which can also learn rates for each step.
+      transform: A transformation of the inner gradient, such as `jaxmaml.clip_by_global_norm(10.0)`.
       **axes: The other axes of the family: see `jaxmaml.Axes`.
     Returns:
       A `MetaLearner`, as `jaxmaml.maml` does.

@@ -24,20 +24,20 @@ def proto_maml(
     scale: float = 1.0,
     **axes: Unpack[Axes],
 ) -> MetaLearner:
-    r"""Learn features; start a task's linear head from class prototypes, and adapt all.
+    r"""Learn features; initialise each task's linear head from class prototypes, and adapt all parameters.
 
-    The head begins as the classifier by squared distance to the mean features `c_k` of each class,
-    `kernel[:, k] = 2 s c_k`, `bias[k] = -s ||c_k||^2`, and inner steps go on from there. The meta-gradient goes through
-    the prototypes too. Before the first step it is a prototypical network.
+    The initial head classifies by the squared distance to the mean features `c_k` of each class,
+    `kernel[:, k] = 2 s c_k`, `bias[k] = -s ||c_k||^2`. The meta-gradient includes the derivative of the prototypes.
+    Before the first inner step the model is a prototypical network.
 
     Args:
       loss_fn: `(params, batch) -> loss` or `(loss, aux)`, for batches `(inputs, integer labels)`.
       inner_optimizer: As in `jaxmaml.maml`.
-      outer_optimizer: Applies the meta-gradient.
-      num_inner_steps: In training; >= 1.
-      embed: `(params, inputs) -> features [num_examples, num_features]`, what the head gets.
-      head: Which leaves are the head, a kernel `[num_features, num_ways]` and a bias `[num_ways]`.
-      scale: `s`, of the squared distance; smaller where features are many, see `jaxmaml.starts.prototypes`.
+      outer_optimizer: The optax transformation of the meta-gradient.
+      num_inner_steps: The number of inner steps in training; >= 1.
+      embed: `(params, inputs) -> features [num_examples, num_features]`, the inputs of the head.
+      head: The leaves of the head, a kernel `[num_features, num_ways]` and a bias `[num_ways]`.
+      scale: The factor `s` of the squared distance, to be small for many features; see `jaxmaml.starts.prototypes`.
       **axes: The other axes of the family: see `jaxmaml.Axes`.
     Returns:
       A `MetaLearner`, as `jaxmaml.maml` does.

@@ -24,20 +24,20 @@ def reptile(
 ) -> MetaLearner:
     r"""Learn an initialisation by moving it towards the adapted parameters of each task.
 
-    With `phi_i` the parameters after `num_inner_steps` on task `i`, the outer optimizer gets `theta - mean_i phi_i`
-    for a gradient; `optax.sgd(epsilon)` then gives `theta <- theta + epsilon mean_i (phi_i - theta)`. The paper lets
-    `epsilon` fall linearly to zero, `optax.sgd(optax.linear_schedule(1.0, 0.0, num_outer_steps))`, and
-    has Adam inside, without momentum: `optax.adam(1e-3, b1=0)`. The query set is only reported on.
+    With `phi_i` the parameters after `num_inner_steps` on task `i`, the outer optimizer's gradient is
+    `theta - mean_i phi_i`, so that `optax.sgd(epsilon)` gives `theta <- theta + epsilon mean_i (phi_i - theta)`. In the
+    paper `epsilon` falls linearly to zero, `optax.sgd(optax.linear_schedule(1.0, 0.0, num_outer_steps))`, and the inner
+    optimizer is Adam without momentum, `optax.adam(1e-3, b1=0)`. The query set is used for metrics only.
 
     Args:
       loss_fn: `(params, batch) -> loss` or `(loss, aux)`.
-      inner_optimizer: Descends the support loss; never differentiated, so `eps_root` is not needed. Its state
-        starts afresh on each task (the released code lets Adam's second moment pass from task to task).
+      inner_optimizer: The optax transformation of inner gradients. It is not differentiated, so `eps_root` is not
+        needed. Its state is initialised for each task (the released code passes Adam's second moment on to the next).
       outer_optimizer: See above.
-      num_inner_steps: In training; > 1, or this is joint training.
-      serial: Visit the tasks of a batch one after another, each from where the one before left (the paper's
-        algorithm 1), instead of averaging them (its algorithm 2). An outer step then is `num_tasks` small ones, which
-        `outer_optimizer` and its schedule count one by one.
+      num_inner_steps: The number of inner steps in training; with 1, this is joint training.
+      serial: Visit the tasks of a batch one after another, each from the parameters that the previous one led to (the
+        paper's algorithm 1), instead of averaging them (algorithm 2). An outer step is then `num_tasks` updates, each
+        of which `outer_optimizer` and its schedule count.
       **axes: The other axes of the family: see `jaxmaml.Axes`; `inner_batch_size` is the paper's minibatch.
     Returns:
       A `MetaLearner`, as `jaxmaml.maml` does.
@@ -67,7 +67,7 @@ def _one_by_one(learner: MetaLearner):
         checks.state(state)
         num_tasks = checks.tasks(tasks)
         singles = jax.tree.map(lambda leaf: leaf.reshape(num_tasks, 1, *leaf.shape[1:]), tasks)
-        # Small steps have numbers of their own, since what is random in them is drawn by these.
+        # Each update has its own step number, from which its random draws are derived.
         small = vary(state._replace(step=state.step * num_tasks), like=tasks)
         small, info = jax.lax.scan(learner.update, small, singles)
         norm = jnp.mean(info.grad_norm)

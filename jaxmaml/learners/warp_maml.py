@@ -19,17 +19,17 @@ def warp_maml(
     warp: Leaves,
     **axes: Unpack[Axes],
 ) -> MetaLearner:
-    r"""Learn warp layers that shape inner gradients and are not adapted themselves.
+    r"""Learn warp layers that precondition inner gradients and are not adapted.
 
     The model has warp layers between the adapted ones (in a T-net, linear maps). Backpropagation through them
-    transforms the gradients of the others: learned in the outer loop, they precondition the inner one.
+    transforms the gradients of the adapted layers, so that meta-learned warp layers precondition the inner loop.
 
     Args:
       loss_fn: `(params, batch) -> loss` or `(loss, aux)`.
       inner_optimizer: As in `jaxmaml.maml`.
-      outer_optimizer: Applies the meta-gradient.
-      num_inner_steps: In training; >= 1.
-      warp: Which leaves are warp layers: a name in their path, a predicate of the path, or a tree of booleans.
+      outer_optimizer: The optax transformation of the meta-gradient.
+      num_inner_steps: The number of inner steps in training; >= 1.
+      warp: The leaves of the warp layers: a name in their path, a predicate of the path, or a tree of booleans.
         `jaxmaml.nn.MLP` and `jaxmaml.nn.Conv4` have them with `warp=True`.
       **axes: The other axes of the family: see `jaxmaml.Axes`.
     Returns:

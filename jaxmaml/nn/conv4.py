@@ -21,25 +21,25 @@ class Conv4(linen.Module):
     * `Conv4.omniglot(num_ways)`: 64 filters, stride 2, spatial mean, head from N(0, 1), for 28 x 28 x 1;
     * `Conv4.mini_imagenet(num_ways)`: 32 filters, 2x2 max-pooling, flattened, Xavier head, for 84 x 84 x 3.
 
-    Convolutions start from Xavier (Glorot) uniform and biases from zero. Every parameter is adapted,
-    the shifts of the normalisation too, which the original code keeps fixed in the inner loop.
+    Convolutions are initialised from Xavier (Glorot) uniform and biases to zero. Every parameter is adapted, including
+    the shifts of the normalisation, which the original code keeps fixed in the inner loop.
 
     Attributes:
       num_ways: Number of classes.
-      features: Filters in each convolution.
-      pool: Max-pool after each block, where the other form strides.
-      spatial_mean: Average over space before the head, where the other form flattens.
+      features: Number of filters of each convolution.
+      pool: Whether to max-pool after each block; otherwise convolutions have stride 2.
+      spatial_mean: Whether to average over space before the head; otherwise features are flattened.
       head_init: Initialiser of the head's kernel.
-      conv_general_dilated: The convolution.
-      normalisation: `"batch"`: statistics of the batch at hand, or of `support` where that is given; `"layer"` and
-        `"group"`: of each example alone, over all channels or eighths of them.
-      use_scale: Learn a scale as well as a shift.
-      num_context: Size of a vector `context`, zero at first, that scales and shifts the filters of the third block
-        (FiLM; CAVIA).
-      warp: Follow each block by a 1 x 1 convolution `warp_0` ..., the identity at first (Warp-MAML).
+      conv_general_dilated: The convolution, with the arguments of `jax.lax.conv_general_dilated`.
+      normalisation: `"batch"` uses the statistics of the batch, or of `support` if that is given; `"layer"` and
+        `"group"` use those of each example, over all channels or over eighths of them.
+      use_scale: Whether the normalisation learns a scale as well as a shift.
+      num_context: The size of a vector `context`, initialised to zero, that scales and shifts the filters of the third
+        block (FiLM; CAVIA).
+      warp: Whether each block is followed by a 1 x 1 convolution `warp_0` ..., initialised to the identity (Warp-MAML).
 
-    Called as `model.apply(params, x, head=False)` it returns what the head gets, and as
-    `model.apply(params, x, support=images)` it normalises by the statistics of `support` alone.
+    `model.apply(params, x, head=False)` returns the inputs of the head, and `model.apply(params, x, support=images)`
+    normalises by the statistics of `support` alone.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxmaml

@@ -1,4 +1,4 @@
-"""Layers over many examples, in groups that fit a CPU's cache."""
+"""Functions of many examples, applied to groups that fit a CPU's cache."""
 
 from collections.abc import Callable
 
@@ -7,13 +7,12 @@ from jax import lax
 
 from jaxmaml.types import PyTree
 
-# Measured on two cores with 1 MiB of second-level cache each: a group of 2 to 8 MB is fastest, and larger ones pay for
-# main memory.
+# On two cores with 1 MiB of second-level cache each, groups of 2 to 8 MB are fastest; larger ones use main memory.
 _GROUP_BYTES = 6_000_000
 
 
 def group_size(num_examples: int, bytes_per_example: int) -> int:
-    """The largest divisor of `num_examples` whose intermediates fit; all of them off the CPU."""
+    """The largest divisor of `num_examples` whose intermediates fit the cache; all examples on other devices."""
     if jax.default_backend() != "cpu":
         return num_examples
     fits = max(1, _GROUP_BYTES // max(1, bytes_per_example))
@@ -23,8 +22,7 @@ def group_size(num_examples: int, bytes_per_example: int) -> int:
 def map_groups(function: Callable[[jax.Array], PyTree], x: jax.Array, bytes_per_example: int) -> PyTree:
     """Apply `function` to groups of the examples `x`; its outputs get a leading axis of groups.
 
-    What it computes on the way is computed again for its derivative, so that only one group's
-    intermediates exist at any time.
+    Its intermediates are recomputed for the derivative, so that only one group's are in memory at any time.
     """
     size = group_size(x.shape[0], bytes_per_example)
     if size == x.shape[0]:

@@ -1,4 +1,4 @@
-"""Normalisation for models that are adapted to one task at a time."""
+"""Layers for models that are adapted to one task at a time: normalisation by batch statistics, identity layers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,16 +22,16 @@ def batch_norm(
     r"""Normalise by the statistics of the batch at hand: transductive, without running averages.
 
     `(x - mean) / sqrt(var + epsilon) * scale + bias`, with mean and (biased) variance over all axes but the
-    last. A prediction depends on the other examples of its batch: on a query set, state its size with any
-    result, since it moves accuracy by points.
+    last. A prediction depends on the other examples of its batch. State the size of the query set with any result,
+    since it changes the accuracy by percentage points.
 
     Args:
       x: Array `[..., C]`.
       scale: Array `[C]`; `None` for 1.
       bias: Array `[C]`; `None` for 0.
       epsilon: Added to the variance; 1e-3 as in the original MAML code.
-      num_support: Take the statistics of the first so many examples alone, the support set's: what follows then does
-        not depend on each other. `None`, the default, for all: transductive.
+      num_support: Use the statistics of only the first `num_support` examples, those of the support set; the outputs of
+        the others then do not depend on each other. `None`, the default, uses all examples (transductive).
     Returns:
       Array like `x`.
     Raises:
@@ -51,9 +51,9 @@ def batch_norm(
 
 
 def inductive(apply: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """Build `apply` for inputs that are images, or `(images, support images)` to be normalised by the latter alone.
+    """Build an `apply` for images, or for `(images, support images)` to be normalised by the statistics of the latter.
 
-    With `jaxmaml.tasks.with_support`: support statistics only, instead of the transductive ones of the query set.
+    Use it with `jaxmaml.tasks.with_support`, for support statistics instead of the query set's (transductive) ones.
 
     Args:
       apply: `(params, inputs, support=...) -> predictions`, such as `jaxmaml.nn.Conv4(...).apply`.
@@ -77,17 +77,17 @@ def inductive(apply: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 class BatchNorm(linen.Module):
     """`batch_norm` with a learned shift and, with `use_scale`, a learned scale.
 
-    The original MAML code shifts but does not scale. Called as `BatchNorm()(x, layer, pool)` it gives
-    `pool(batch_norm(layer(x)))`, without a scale without ever holding all of `layer(x)` on a CPU: see
-    `normalised_layer`. `num_support` is that of `batch_norm`. With `defer=True` it gives `(y, normalise)` instead,
-    where `normalise(y)` is the same: for the next layer, which then normalises its own groups of examples. `shift`, a
-    number for each channel such as the layer's bias, is added to `layer(x)`; not where the batch's own mean cancels it.
+    The original MAML code shifts but does not scale. `BatchNorm()(x, layer, pool)` is `pool(batch_norm(layer(x)))`;
+    without a scale, on a CPU, it never has all of `layer(x)` in memory: see `normalised_layer`. `num_support` is that
+    of `batch_norm`. With `defer=True` the result is `(y, normalise)`, where `normalise(y)` is the normalised output;
+    the next layer can then normalise its own groups of examples. `shift`, one number for each channel such as the
+    layer's bias, is added to `layer(x)`, unless the batch's own mean cancels it.
 
-    Statistics of other batches, such as running averages, are a variable collection `"batch_stats"`, as elsewhere in
-    flax: where it is given, examples are normalised by it; where it is mutable, the batch's own are written to it.
+    Statistics of other batches, such as running averages, are the variable collection `"batch_stats"`, as elsewhere in
+    flax. If it is given, examples are normalised by it; if it is mutable, the batch's own statistics are written to it.
 
     Example:
-      Averages over many batches, and predictions that do not depend on each other:
+      Averages over many batches, with which predictions do not depend on each other:
 
       >>> import jax, jax.numpy as jnp, optax, jaxmaml
       >>> model = jaxmaml.nn.Conv4.omniglot(num_ways=5, features=4)
@@ -122,7 +122,7 @@ class BatchNorm(linen.Module):
         pool = pool or (lambda y: y)
         writes = self.is_mutable_collection("batch_stats") and not self.is_initializing()
         reads = self.has_variable("batch_stats", "mean") and not writes
-        # Pooling commutes with positive scales only.
+        # Pooling commutes with normalisation only if its scale is positive.
         plain = scale is None and num_support is None and not writes and not reads
         if layer is not None and plain and programs.is_enabled():
             pooled, normalise = normalised_layer(layer, x, bias, pool, self.epsilon)
@@ -146,7 +146,7 @@ class BatchNorm(linen.Module):
 
 
 def identity_dense(x: jax.Array, index: int) -> jax.Array:
-    """A linear map of the last axis, the identity at first; called in a compact method."""
+    """A linear map of the last axis, initialised to the identity; call it in a compact method."""
 
     def identity(key, shape, dtype=jnp.float32):
         return jnp.eye(*shape, dtype=dtype)

@@ -13,14 +13,15 @@ from jaxmaml.nn.layers import identity_dense
 class MLP(linen.Module):
     """The sinusoid regressor of the paper: 1-40-40-1 with ReLU.
 
-    Weights start from a normal with standard deviation 0.01, truncated at two, and biases from zero, as in
-    the original code; so it starts out predicting nearly zero.
+    Weights are initialised from a normal distribution with standard deviation 0.01, truncated at two standard
+    deviations, and biases to zero, as in the original code, so that the first predictions are nearly zero.
 
     Attributes:
-      features: Width of each layer, the output's last.
-      num_context: Size of a vector `context`, zero at first, that is appended to every input (CAVIA).
-      warp: Follow each hidden layer by a linear map `warp_0`, `warp_1` ..., the identity at first (T-nets, Warp-MAML).
-      activation: Of hidden layers, elementwise; ReLU, the paper's, by default.
+      features: The width of each layer; the last is the output's.
+      num_context: The size of a vector `context`, initialised to zero, that is appended to every input (CAVIA).
+      warp: Whether each hidden layer is followed by a linear map `warp_0`, `warp_1` ..., initialised to the identity
+        (T-nets, Warp-MAML).
+      activation: The elementwise activation of hidden layers; ReLU, as in the paper, by default.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxmaml

@@ -1,4 +1,4 @@
-"""Normalisation by the statistics of a batch: of arrays, and of what layers make without ever holding all of it."""
+"""Normalisation by batch statistics: of arrays, and of layers whose output is never in memory as a whole."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ def moments(x: jax.Array, num_support: int | None) -> tuple[jax.Array, jax.Array
 
 
 def scaled(centred, variance, scale, bias, epsilon) -> jax.Array:
-    """`centred / sqrt(variance + epsilon) * scale + bias`; `None` for a scale of 1 or a bias of 0."""
+    """`centred / sqrt(variance + epsilon) * scale + bias`; `None` is a scale of 1 or a bias of 0."""
     for name, value in (("scale", scale), ("bias", bias)):
         if value is not None and value.shape != centred.shape[-1:]:
             raise ValueError(f"`{name}` must have the shape of the channels {centred.shape[-1:]}, got {value.shape}.")
@@ -32,12 +32,12 @@ def scaled(centred, variance, scale, bias, epsilon) -> jax.Array:
 def normalised_layer(layer, x, bias, pool, epsilon):
     r"""`(y, normalise)` with `normalise(y)` equal to `pool(batch_norm(layer(x), bias=bias))`.
 
-    For a `layer` of single examples and a monotone `pool`; `normalise` takes any of the examples, by the statistics of
-    all.
+    `layer` must treat examples independently, and `pool` must be monotone. `normalise` can be applied to any of the
+    examples, with the statistics of all.
 
-    Examples are taken in groups: each gives its pooled outputs, the mean of `layer(x)` and the variance
-    around it, `var = mean_g var_g + var_g mean_g`. Pooling comes first, since a maximum commutes with the
-    increasing function that normalisation is, and so has less to normalise.
+    Each group of examples gives its pooled outputs and the mean and variance of `layer(x)`, and the variance of all is
+    `var = mean_g var_g + var_g mean_g`. Pooling comes before normalisation, with which it commutes because
+    normalisation is increasing, so that fewer values are normalised.
     """
 
     def group(x):

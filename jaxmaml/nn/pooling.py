@@ -13,14 +13,14 @@ from jaxmaml.execution.rewriting import programs
 def max_pool(x: jax.Array, window: int = 2) -> jax.Array:
     """Take the maximum over windows of `window` x `window` pixels that do not overlap.
 
-    What does not fill a window is dropped (padding `VALID`). Of equal maxima the first gets the gradient, as
-    in `lax.reduce_window`, whose derivatives are slow under `vmap`. The maximum is taken by comparisons, not
-    by `jnp.max`: its derivative asks which entries *equal* the maximum, and XLA may have computed the two with
-    different rounding, which silently loses gradients.
+    Pixels that do not fill a window are dropped (padding `VALID`). The first of equal maxima gets the gradient, as in
+    `lax.reduce_window`, whose derivatives are slow under `vmap`. The maximum is computed by comparisons and not by
+    `jnp.max`, whose derivative tests which entries *equal* the maximum: XLA may round the two differently, and then the
+    gradient is silently lost.
 
     Args:
       x: Array `[N, H, W, C]`.
-      window: Side of a window, and the stride.
+      window: The side of a window, which is also the stride.
     Returns:
       Array `[N, H // window, W // window, C]`.
     Raises:
@@ -50,7 +50,7 @@ def _maximum(windows: jax.Array) -> jax.Array:
 
 @_maximum.defjvp
 def _maximum_jvp(primals, tangents):
-    # A masked sum, for the transpose of that is one broadcast; that of a pick of pixels pads every one of them.
+    # A masked sum, because its transpose is a single broadcast; the transpose of indexing would pad each pixel.
     place = _first_maximum(*primals)[1]
     side = primals[0].shape[2]
     places = jnp.arange(side**2, dtype=place.dtype).reshape(1, 1, side, 1, side, 1)
@@ -59,13 +59,14 @@ def _maximum_jvp(primals, tangents):
 
 
 def _first_maximum(windows: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Maximum, and the number of the first pixel of its window that has it."""
+    """The maximum, and the index within the window of the first pixel that equals it."""
     side = windows.shape[2]
     pixels = [windows[:, :, row, :, column] for row, column in itertools.product(range(side), repeat=2)]
     best, place = pixels[0], jnp.zeros(pixels[0].shape, jnp.int32)
     for number, other in enumerate(pixels[1:], start=1):
         better = (other > best) | jnp.isnan(other)
         best, place = jnp.where(better, other, best), jnp.where(better, number, place)
-    # A remainder, though it changes nothing: XLA takes one for expensive and keeps it, where it would compare the
-    # pixels again for each pixel of the window (0.37 instead of 0.17 ms for a slope of three 84 x 84 x 32 images).
+    # The remainder does not change the value. XLA considers it expensive and therefore stores the result; otherwise it
+    # would repeat the comparisons for each pixel of the window (0.37 instead of 0.17 ms for the VJP of three 84 x 84 x
+    # 32 images).
     return best, jax.lax.rem(place, jnp.full_like(place, side**2 + 1))

@@ -1,4 +1,4 @@
-"""Batch statistics averaged over tasks, so that predictions need not depend on each other."""
+"""Batch statistics averaged over tasks, with which predictions do not depend on each other."""
 
 import functools
 from collections.abc import Callable
@@ -25,20 +25,20 @@ def average_statistics(
 ) -> dict[str, PyTree]:
     r"""Average the batch statistics of adapted models over the queries of many tasks.
 
-    The running averages of a classifier, for a learner whose weights differ from task to task: each of `num_tasks` is
-    adapted to, its query is normalised by itself, and what all tasks have in common is
-    `mean = E[mean_t]`, `var = E[var_t] + Var[mean_t]`. Use training tasks. All at once, at the state at hand, instead
-    of a decaying average over states that are gone; for the latter see `jaxmaml.nn.BatchNorm`.
+    The equivalent of a classifier's running averages for a learner whose parameters differ from task to task. The model
+    is adapted to each of `num_tasks` tasks, its query is normalised by its own statistics, and the averages are
+    `mean = E[mean_t]` and `var = E[var_t] + Var[mean_t]`. Use training tasks. All are computed at the given state,
+    unlike a decaying average over earlier states, for which see `jaxmaml.nn.BatchNorm`.
 
     Args:
       apply: `(params, inputs, mutable=["batch_stats"]) -> (predictions, {"batch_stats": ...})`, such as
         `jaxmaml.nn.Conv4(...).apply` or that of a flax model with `jaxmaml.nn.BatchNorm`.
-      learner: What `jaxmaml.maml` or another factory returned.
-      state: Where tasks are adapted from.
+      learner: A learner from `jaxmaml.maml` or another factory.
+      state: The state that adaptation starts from.
       sample_task: `key -> Task`.
-      key: Draws the tasks.
-      num_tasks: How many.
-      num_inner_steps: On each; as in training by default.
+      key: The PRNG key from which the tasks are drawn.
+      num_tasks: The number of tasks.
+      num_inner_steps: The number of inner steps on each; that of training by default.
 
     Returns:
       `{"batch_stats": ...}`, to be merged into the parameters: `apply({**params, **statistics}, inputs)`.
@@ -58,7 +58,7 @@ def average_statistics(
       >>> statistics = jaxmaml.nn.average_statistics(
       ...     model.apply, learner, state, sample, jax.random.key(1), num_tasks=10)
       >>> loss_fn = jaxmaml.cross_entropy(lambda params, x: model.apply({**params, **statistics}, x))
-      >>> judged = jaxmaml.evaluate(
+      >>> result = jaxmaml.evaluate(
       ...     learner, loss_fn, state, sample, jax.random.key(2), num_inner_steps=1, num_tasks=10)
 
     References:
@@ -89,7 +89,7 @@ def _average(apply, learner, num_inner_steps, state, sample_task, keys):
 
 
 def _over_tasks(statistics: PyTree) -> PyTree:
-    """Of a mixture of equal parts: `mean` and `var` with a leading task axis, at any depth."""
+    """`mean` and `var` of an equal mixture of tasks, from those with a leading task axis, at any depth of a tree."""
     if not {"mean", "var"} <= set(statistics):
         return {name: _over_tasks(part) for name, part in statistics.items()}
     mean, var = statistics["mean"], statistics["var"]

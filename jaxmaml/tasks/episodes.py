@@ -21,22 +21,22 @@ def image_episodes(
 ) -> jax.tree_util.Partial:
     """Build a sampler of N-way K-shot tasks.
 
-    An episode is `num_ways` distinct classes in random order (their labels are 0, 1, ... in that order),
-    and from each `num_shots` + `num_queries` distinct images: no image is in both support and query.
-    Pixels are scaled to [0, 1] in float32.
+    An episode has `num_ways` distinct classes in random order, labelled 0, 1, ... in that order, and `num_shots` +
+    `num_queries` distinct images of each, so that no image is in both support and query. Pixels are scaled to [0, 1] in
+    float32.
 
     Args:
       images: uint8 `[num_classes, images_per_class, height, width, channels]`.
-      num_ways: Classes a task, N.
-      num_shots: Support images a class, K.
-      num_queries: Query images a class.
-      rotate: Turn each class of a task by a random multiple of 90 degrees, its support and query alike;
-        the MAML paper's Omniglot tasks do, at test too. Needs square images.
+      num_ways: The number of classes in a task, N.
+      num_shots: The number of support images of each class, K.
+      num_queries: The number of query images of each class.
+      rotate: Rotate each class of a task, support and query alike, by a random multiple of 90 degrees, as in the MAML
+        paper's Omniglot tasks, also at test. Needs square images.
 
     Returns:
-      `sample(key) -> Task` of `Batch(inputs [N * K, height, width, channels], targets [N * K])`, sorted by
-      label. It is pure, for use inside `jit` and `vmap`, and a pytree that carries the images: pass it to a
-      jitted function as an argument (`jaxmaml.fit` does), so that they are not compiled into it.
+      `sample(key) -> Task` of `Batch(inputs [N * K, height, width, channels], targets [N * K])`, sorted by label. It is
+      pure, for use inside `jit` and `vmap`, and a pytree whose leaves are the images: pass it to a jitted function as
+      an argument, as `jaxmaml.fit` does, so that they are not constants of the compiled program.
 
     Raises:
       TypeError: If `images` is not a uint8 array.
@@ -100,9 +100,9 @@ def _draw(images, key, *, num_ways, num_shots, num_queries, rotate):
 
 
 def _distinct(key: chex.PRNGKey, size: int, count: int) -> jax.Array:
-    """The first `count` places of a random order of `range(size)`, by that many swaps.
+    """The first `count` entries of a random permutation of `range(size)`, by that many swaps (Fisher and Yates).
 
-    `jax.random.choice(replace=False)` sorts all of `range(size)`: some forty times slower for 5 of 1100.
+    `jax.random.choice(replace=False)` sorts all of `range(size)`, which is forty times slower for 5 of 1100.
     """
     places = jnp.arange(count)
     partners = jax.random.randint(key, (count,), places, size)

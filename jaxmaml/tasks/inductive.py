@@ -1,4 +1,4 @@
-"""Tasks whose query comes with the support set, to be normalised by its statistics alone."""
+"""Tasks whose query inputs include the support inputs, for normalisation by the support's statistics alone."""
 
 from collections.abc import Callable
 
@@ -11,16 +11,16 @@ from jaxmaml.types import Batch, Task
 
 
 def with_support(sample: Sampler) -> Callable[[chex.PRNGKey], Task]:
-    """Build the sampler of the same tasks with `query.inputs = (inputs, support inputs)`.
+    """Build a sampler of the same tasks with `query.inputs = (inputs, support inputs)`.
 
-    For `jaxmaml.nn.inductive`: predictions on the query then do not depend on each other.
+    For `jaxmaml.nn.inductive`, with which predictions on the query do not depend on each other.
 
     Args:
       sample: `key -> Task` of `Batch`es.
     Returns:
       `key -> Task`, pure, and a pytree if `sample` is one.
     Raises:
-      TypeError: In use, if the task's batches are no pairs of inputs and targets.
+      TypeError: In use, if a batch of the task is not a pair of inputs and targets.
     Example:
       >>> import jax, jaxmaml
       >>> task = jaxmaml.tasks.with_support(jaxmaml.tasks.sinusoid(5, 10))(jax.random.key(0))

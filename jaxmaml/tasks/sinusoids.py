@@ -19,15 +19,16 @@ def sinusoid(
 ) -> Callable[[chex.PRNGKey], Task]:
     r"""Build the sampler of the paper's sinusoid tasks.
 
-    A task is `y = A sin(x - p)` with `A ~ U[0.1, 5]` and `p ~ U[0, pi]`; its points have `x ~ U[-5, 5]` and
-    no noise, or normal noise of `noise_std` on every target. Over the family the best single predictor is
-    `-1.623 cos x`, with a mean squared error of 3.006, and predicting zero has 4.252.
+    A task is `y = A sin(x - p)` with `A ~ U[0.1, 5]` and `p ~ U[0, pi]`; its points have `x ~ U[-5, 5]`, and targets
+    without noise, or with normal noise of standard deviation `noise_std`. The best single predictor of all tasks is
+    `-1.623 cos x`, with a mean squared error of 3.006; predicting zero has 4.252.
 
     Args:
-      num_shots: Support points a task; 10 in the paper's training.
-      num_queries: Query points a task.
-      with_parameters: Append `A` and `p` to every input, for an oracle that is told its task.
-      noise_std: Standard deviation of the targets' noise; 0 in the paper. With noise, few points are ambiguous.
+      num_shots: The number of support points of a task; 10 in the paper's training.
+      num_queries: The number of query points of a task.
+      with_parameters: Append `A` and `p` to every input, for an oracle that knows its task.
+      noise_std: The standard deviation of the targets' noise; 0 in the paper. With noise, tasks of few points are
+        ambiguous.
 
     Returns:
       `sample(key) -> Task` of `Batch(inputs [n, 1], targets [n, 1])`, inputs `[n, 3]` with parameters;

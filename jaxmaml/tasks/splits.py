@@ -1,4 +1,4 @@
-"""The form in which every image data set arrives."""
+"""Containers of the image data sets: classes and their splits."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -27,12 +27,12 @@ class Splits(NamedTuple):
 
 
 def image_classes(images: np.ndarray, labels: np.ndarray, names: Sequence[str] | None = None) -> ImageClasses:
-    """Group labelled images, as CIFAR-FS and FC100 come, by class.
+    """Group labelled images, such as those of CIFAR-FS and FC100, by class.
 
     Args:
       images: uint8 `[num_images, height, width, channels]`.
-      labels: Integers `[num_images]`, any numbers; classes are in their order.
-      names: Of the classes, by label; the labels themselves by default.
+      labels: Integers `[num_images]`, not necessarily consecutive; classes are sorted by label.
+      names: The names of the classes, indexed by label; the labels themselves by default.
     Returns:
       `ImageClasses`.
     Raises:
