@@ -1,4 +1,4 @@
-"""Errors at the public boundary: what was expected, and what came."""
+"""Checks of arguments at the public boundary, whose errors say what was expected and what came."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ from jaxmaml.types import InnerRule, LossFn, MetaLearner, MetaState, PyTree, Tas
 
 
 def positive_int(name: str, value: Any, at_least: int = 1) -> int:
-    """Return `value` as an int, or raise where it is none or below `at_least`."""
+    """Return `value` as an int, or raise if it is not an int or is below `at_least`."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"`{name}` must be an int, got {value!r} of type {type(value).__name__}.")
     if value < at_least:
@@ -32,7 +32,7 @@ def positive(name: str, value: Any) -> None:
     """`value` must be a number > 0.
 
     Raises:
-      TypeError: If it is no number.
+      TypeError: If it is not a number.
       ValueError: If it is not finite or not > 0.
     """
     number(name, value)
@@ -41,7 +41,7 @@ def positive(name: str, value: Any) -> None:
 
 
 def boolean(name: str, value: Any) -> None:
-    """Raise `TypeError` unless `value` is `True` or `False`; 0, 1 and arrays are refused, which may be mistakes."""
+    """Raise `TypeError` unless `value` is `True` or `False`; 0, 1 and arrays, which may be mistakes, are refused."""
     if not isinstance(value, bool):
         raise TypeError(f"`{name}` must be a bool, got {value!r}.")
 
@@ -53,13 +53,13 @@ def one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
 
 
 def function(name: str, value: Any) -> None:
-    """`value` must be something that can be called."""
+    """`value` must be callable."""
     if not callable(value):
         raise TypeError(f"`{name}` must be callable, got {type(value).__name__}.")
 
 
 def optimizer(name: str, value: Any) -> None:
-    """`value` must be an optax transformation, and no inner rule."""
+    """`value` must be an optax transformation, and not an inner rule."""
     if isinstance(value, InnerRule) or not all(callable(getattr(value, part, None)) for part in ("init", "update")):
         raise TypeError(
             f"`{name}` must be an optax transformation such as optax.sgd(0.01), got {type(value).__name__}."
@@ -67,7 +67,7 @@ def optimizer(name: str, value: Any) -> None:
 
 
 def inner_optimizer(value: Any) -> None:
-    """`value` must be an optax transformation or a whole inner rule."""
+    """`value` must be an optax transformation or a complete inner rule."""
     if not isinstance(value, InnerRule):
         return optimizer("inner_optimizer", value)
     for part, member in zip(value._fields, value, strict=True):
@@ -75,7 +75,7 @@ def inner_optimizer(value: Any) -> None:
 
 
 def learner(value: Any) -> None:
-    """`value` must be what a factory such as `jaxmaml.maml` returns."""
+    """`value` must be a learner, such as `jaxmaml.maml` returns."""
     if not isinstance(value, MetaLearner):
         raise TypeError(f"`learner` must be a MetaLearner such as jaxmaml.maml(...) returns, got {_kind(value)}.")
 
@@ -96,14 +96,14 @@ def state(value: Any) -> None:
 
 
 def params(value: PyTree) -> PyTree:
-    """Return `value` as strongly typed JAX arrays, or raise where a leaf cannot be adapted."""
+    """Return `value` as strongly typed JAX arrays, or raise if a leaf cannot be adapted."""
     if not jax.tree.leaves(value):
         raise ValueError(f"`params` has no arrays to adapt, got {value!r}.")
     return floating("params", value)
 
 
 def floating(name: str, value: PyTree) -> PyTree:
-    """Return `value` as strongly typed floating-point JAX arrays, or raise where a leaf is something else."""
+    """Return `value` as strongly typed floating-point JAX arrays, or raise if a leaf is something else."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(value):
         dtype = getattr(leaf, "dtype", None) or np.result_type(type(leaf))
         if not jnp.issubdtype(dtype, jnp.floating):
@@ -111,7 +111,7 @@ def floating(name: str, value: PyTree) -> PyTree:
                 f"Every leaf of `{name}` must be floating point, got {_describe(leaf)} at {name}{_path(path)}. "
                 "Keep constants in `loss_fn` or in the batch."
             )
-    # A weakly typed leaf would become strong in the first update and trace it twice.
+    # The first update would make a weakly typed leaf strongly typed, and so be traced twice.
     return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, jnp.result_type(leaf)), value)
 
 
@@ -142,7 +142,7 @@ def tasks(value: Any) -> int:
 
 
 def placement(value: Any, mesh: Any) -> None:
-    """Where `tasks` are split over a mesh of Explicit axes, that must be the learner's `mesh`, or `None` for none."""
+    """If `tasks` are sharded over a mesh of Explicit axes, it must be the learner's `mesh`, which may be `None`."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(value):
         axes = explicit_axes(leaf)
         if axes and (mesh is None or not set(axes) <= set(mesh.axis_names)):
@@ -155,7 +155,7 @@ def placement(value: Any, mesh: Any) -> None:
 
 
 def num_examples(name: str, batch: Any) -> int:
-    """Every leaf of what `name` divides must have the same leading axis; return its length."""
+    """Every leaf of `batch` must have the same leading axis; return its length. `name` is for the error."""
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
     if len(sizes) != 1 or () in sizes:
         raise ValueError(f"{name} needs leaves with one leading axis, got {sorted(sizes)}.")
@@ -171,7 +171,7 @@ def task(name: str, value: Any) -> None:
 
 
 def with_checked_output(loss_fn: LossFn) -> Callable[[PyTree, Any], tuple[jax.Array, Any]]:
-    """Return `loss_fn` as `(params, batch) -> (loss, aux)`, raising where it returns anything else."""
+    """Return `loss_fn` as `(params, batch) -> (loss, aux)`, raising if it returns anything else."""
 
     def checked(params, batch):
         output = loss_fn(params, batch)
@@ -191,7 +191,7 @@ def with_checked_output(loss_fn: LossFn) -> Callable[[PyTree, Any], tuple[jax.Ar
 
 
 def arrays(name: str, value: Any) -> Any:
-    """Return `value` with Python numbers as arrays, or raise where a leaf is neither."""
+    """Return `value` with Python numbers as arrays, or raise if a leaf is neither."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(value):
         if not hasattr(leaf, "dtype") and not isinstance(leaf, (bool, int, float, complex)):
             raise TypeError(
@@ -201,13 +201,13 @@ def arrays(name: str, value: Any) -> Any:
 
 
 def not_traced(name: str, value: Any) -> None:
-    """`value` must be concrete: what uses it is a loop on the host."""
+    """`value` must not be traced, because it is used by a loop on the host."""
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value)):
         raise TypeError(f"`{name}` is traced, and jaxmaml.fit loops on the host; under jit, scan over learner.update.")
 
 
 def same_structure(name: str, value: Any, expected: Any) -> None:
-    """`value` must have the structure that the learner itself would have made."""
+    """`value` must have the structure that this learner creates."""
     if jax.tree.structure(value) != jax.tree.structure(expected):
         raise ValueError(
             f"`{name}` does not fit this learner, was it made by another one? Expected the structure "

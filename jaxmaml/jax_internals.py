@@ -1,6 +1,6 @@
-"""The one module that touches what JAX does not promise to keep: its programs (jaxprs), primitives and flags.
+"""The only module that uses JAX's less stable interfaces: its programs (jaxprs), primitives and flags.
 
-Everything else uses JAX by its public functions. `CONTRIBUTING.md` says which versions this is run with.
+All other modules use JAX's public functions. `CONTRIBUTING.md` says with which versions of JAX the tests run.
 """
 
 import functools
@@ -45,8 +45,8 @@ class Program(NamedTuple):
     """A traced function: `program(constants, *args)` evaluates it. It holds no array and no tracer.
 
     Attributes:
-      jaxpr: Of the flattened constants and arguments, without values for the constants.
-      returned: Structure of the result.
+      jaxpr: The jaxpr of the flattened constants and arguments, without values for the constants.
+      returned: The tree structure of the result.
     """
 
     jaxpr: Any
@@ -54,7 +54,7 @@ class Program(NamedTuple):
 
     def __call__(self, constants: list[Any], *args: PyTree) -> PyTree:
         flat = jax.core.eval_jaxpr(self.jaxpr, (), *constants, *jax.tree.leaves(args))
-        # What a program returns without computing it may be a number of Python's.
+        # A result that is a constant of the program may be a Python number.
         flat = [
             jnp.asarray(x, jax.typeof(x).dtype) if isinstance(var, Literal) else x
             for x, var in zip(flat, self.jaxpr.outvars, strict=True)
@@ -65,8 +65,8 @@ class Program(NamedTuple):
 def traced(function: Callable[..., PyTree], *args: PyTree) -> tuple[Program, list[Any]]:
     """`function` as a program, and the arrays and tracers that it closes over as explicit constants.
 
-    A function with a custom derivative must not close over tracers: what it closes over has no derivative, outlives
-    its trace, and is kept in JAX's caches.
+    A function with a custom derivative must not close over tracers, which would have no derivative, would outlive their
+    trace, and would be kept in JAX's caches.
     """
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
     # JAX 0.12 keeps the constants' values in the program itself.
@@ -75,7 +75,7 @@ def traced(function: Callable[..., PyTree], *args: PyTree) -> tuple[Program, lis
 
 
 def evaluated(eqn: Any, operands: Sequence[Any]) -> list[Any]:
-    """The results of an equation, of other operands than it has."""
+    """The results of an equation, evaluated at other operands."""
     inputs = {var: x for var, x in zip(eqn.invars, operands, strict=True) if isinstance(var, Var)}
     empty = jax.make_jaxpr(lambda: ())().jaxpr
     alone = empty.replace(invars=list(inputs), outvars=eqn.outvars, eqns=[eqn])
@@ -96,11 +96,11 @@ def new_primitive(
     """A primitive that is lowered as the JAX function `implement`.
 
     Args:
-      name: In printed programs.
-      implement: What the compiler gets.
-      abstract: `(*avals, **params)` to the types of the results.
-      jvp, batch, transpose: The rules, as `jax.interpreters` takes them.
-      evaluate: What computes it outside of `jit`; `implement` by default.
+      name: The name in printed programs.
+      implement: The function that is compiled.
+      abstract: `(*avals, **params) -> types of the results`.
+      jvp, batch, transpose: The rules, in the form that `jax.interpreters` expects.
+      evaluate: The function that is called outside of `jit`; `implement` by default.
       multiple_results: Whether it returns a list.
     """
     made = jex_core.Primitive(name)
@@ -136,21 +136,21 @@ tie_p = new_primitive(
 
 
 def tie(tree: PyTree, to: PyTree) -> PyTree:
-    """`tree` itself, but batched by `vmap` wherever any leaf of `to` is.
+    """`tree` itself, but batched by `vmap` if any leaf of `to` is batched.
 
-    `jax.custom_vjp` sums what its rule returns for an argument that `vmap` does not batch, one term for each example.
-    That is right only where each output has a cotangent for each example too: where one output is the same for all
-    examples, its one cotangent would be counted once for each (JAX 0.12 refuses such programs). So each output of
-    such a function is tied to all of its arguments.
+    For an argument that `vmap` does not batch, `jax.custom_vjp` sums the cotangents of its rule over the examples. That
+    is right only if each output has a cotangent for each example. The single cotangent of an output that is not batched
+    would be counted once for each example (JAX 0.12 refuses such programs). Each output of such a function is therefore
+    tied to all of its arguments.
     """
     leaves, treedef = jax.tree.flatten(vary(tree, like=to))
     return jax.tree.unflatten(treedef, tie_p.bind(*leaves, *jax.tree.leaves(to), number=len(leaves)))
 
 
 def vary(tree: PyTree, like: PyTree) -> PyTree:
-    """`tree`, which varies over all axes of `jax.shard_map` (with `check_vma`) that any leaf of `like` varies over.
+    """`tree`, marked as varying over all axes of `jax.shard_map` (with `check_vma`) that a leaf of `like` varies over.
 
-    Where parameters do not vary and data do, JAX sums a gradient by the parameters over the devices.
+    If the data vary and the parameters do not, JAX sums the gradient with respect to the parameters over the devices.
     """
     axes = frozenset().union(*map(_varying, jax.tree.leaves(like)))
 
@@ -166,7 +166,7 @@ def _varying(leaf: Any) -> frozenset:
 
 
 def explicit_axes(x: jax.Array) -> tuple[str, ...]:
-    """The axes of a mesh that `x` is split over by its type, as arrays on a mesh of Explicit axes are."""
+    """The mesh axes in the type of `x`, which arrays on a mesh of Explicit axes have."""
     sharding = jax.typeof(x).sharding
     return tuple(
         name for part in sharding.spec if part is not None for name in ([part] if isinstance(part, str) else part)
@@ -174,13 +174,13 @@ def explicit_axes(x: jax.Array) -> tuple[str, ...]:
 
 
 def is_plain(x: jax.Array) -> bool:
-    """Whether the type of `x` is its shape and dtype alone: it varies over no axis and has no explicit sharding."""
+    """Whether the type of `x` has only a shape and a dtype: no varying axis and no explicit sharding."""
     aval = jax.typeof(x)
     return aval.strip_weak_type() == plain_type(aval.shape, aval.dtype)
 
 
 def plain_type(shape: tuple[int, ...], dtype: Any) -> Any:
-    """The type of an array of zeros that is made here: within `shard_map`, its type knows the mesh."""
+    """The type of an array of zeros created here; within `shard_map`, such a type refers to the mesh."""
     return _type_of_zeros(tuple(shape), jnp.dtype(dtype), jax.sharding.get_abstract_mesh())
 
 
@@ -191,12 +191,12 @@ def _type_of_zeros(shape, dtype, mesh):
 
 
 def is_symbolic_zero(x: Any) -> bool:
-    """Whether a custom rule is told by `x` that a tangent or cotangent is zero."""
+    """Whether `x` is the placeholder by which a custom rule learns that a tangent or cotangent is zero."""
     return isinstance(x, jax.custom_derivatives.SymbolicZero)
 
 
 def instantiate(x: Any) -> Any:
-    """The zeros that a symbolic zero stands for; anything else as it is."""
+    """The array of zeros for a symbolic zero; anything else unchanged."""
     return jnp.zeros(x.shape, x.dtype) if is_symbolic_zero(x) else x
 
 
@@ -208,7 +208,7 @@ _TRUSTED = tuple(
 
 
 def untrusted_rules(jaxpr: Any) -> Iterator[str]:
-    """Names and places of the custom derivative rules in `jaxpr` that are not known to be true derivatives."""
+    """Names and source locations of the custom rules in `jaxpr` that are not known to be true derivatives."""
     for eqn in jaxpr.eqns:
         if eqn.primitive in (CUSTOM_JVP, CUSTOM_VJP) and not _is_trusted(eqn):
             yield _debug_info(eqn).func_src_info
@@ -222,10 +222,10 @@ def _debug_info(eqn):
 
 
 def _is_trusted(eqn) -> bool:
-    """Whether a rule is one that a trusted package defines for a function of its own.
+    """Whether a trusted package defines both the rule and its function.
 
-    Both halves matter: `jax.custom_jvp(jnp.floor)` puts a user's rule on a function of JAX. A `custom_vjp` is never
-    trusted: it need not have a forward mode.
+    Both conditions matter: `jax.custom_jvp(jnp.floor)` attaches a user's rule to a function of JAX. A `custom_vjp` is
+    never trusted, because it has no forward mode.
     """
     rule = getattr(eqn.params.get("jvp_jaxpr_fun"), "debug_info", None)
     if eqn.primitive is not CUSTOM_JVP or rule is None or trusted_module(rule.func_filename) is None:
