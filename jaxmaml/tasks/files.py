@@ -33,7 +33,7 @@ def default_cache() -> pathlib.Path:
 
 
 def fingerprint(archives: Iterable[pathlib.Path]) -> str:
-    """A digest of zip archives' contents (names and CRCs), whatever packed them."""
+    """A digest of the names and CRCs of the files in zip archives, which does not depend on the zip program."""
     digest = hashlib.sha256()
     for archive in archives:
         with zipfile.ZipFile(archive) as files:
@@ -43,19 +43,19 @@ def fingerprint(archives: Iterable[pathlib.Path]) -> str:
 
 
 def not_a_zip(source, path) -> str:
-    """What to say of a file that should have been a zip archive."""
+    """The error message for a file that should have been a zip archive."""
     with open(path, "rb") as file:
         return f"What came from {source} is not a zip archive: it begins with {file.read(40)!r}."
 
 
 def folder(path: str | os.PathLike) -> pathlib.Path:
-    """`path`, from the user's home where it begins with `~`."""
+    """`path`, with a leading `~` replaced by the user's home folder."""
     return pathlib.Path(path).expanduser()
 
 
 @contextlib.contextmanager
 def written(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields another path to write, which becomes `path` at the end.
+    """Yields a temporary path to write to, which is renamed to `path` at the end.
 
     So an interrupted run leaves no half file, nor two runs or threads at once a mixed one.
     """

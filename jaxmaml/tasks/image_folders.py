@@ -1,4 +1,4 @@
-"""Image data sets in folders `split/class/image`, packed or not; mini-ImageNet among them."""
+"""Image data sets in folders `split/class/image`, or zips of them, such as mini-ImageNet."""
 
 import functools
 import hashlib
@@ -18,7 +18,7 @@ from jaxmaml.tasks.images import SUFFIXES, Image, decode
 from jaxmaml.tasks.splits import ImageClasses, Splits
 
 PARTS = {"train": ("train",), "valid": ("val", "valid", "validation"), "test": ("test",)}
-# Of the way images are decoded: what another version has cached is not used.
+# The version of the decoding; caches of other versions are not used.
 _FORMAT = 2
 
 
@@ -30,15 +30,15 @@ def load(
     split: Mapping[str, Sequence[str]] | None = None,
     cache_dir: str | pathlib.Path | None = None,
 ) -> Splits:
-    """Read images in folders `split/class/image`, or `class/image` with a split of the classes beside.
+    """Read images in folders `split/class/image`, or `class/image` with a separate split of the classes.
 
     Args:
       data_dir: Folder of `train`, `val` (or `valid`) and `test`, or of zips that hold them (`train.zip`, or in parts
         `train-0.zip` ...); with `split`, of one folder for each class.
-      image_size: Side in pixels; images of another size are resized (Lanczos). RGB of 8 bits: 16 bits of grey are
-        scaled, what is transparent becomes white, and photographs are turned as their EXIF data says.
-      images_per_class: Take the first so many of each class, in order of names; by default all, and each class of a
-        part must have as many as the others.
+      image_size: The side in pixels; images of other sizes are resized (Lanczos). Images are converted to 8-bit RGB:
+        16-bit grey is scaled, transparent pixels become white, and photographs are rotated as their EXIF data says.
+      images_per_class: The number of images to take of each class, the first in order of their names. By default all
+        are taken, and all classes of a part must have the same number.
       split: `{"train": [class, ...], "valid": [...], "test": [...]}`, such as from a JSON file.
       cache_dir: Where the decoded arrays are kept as .npy, to be mapped into memory by the next call; defaults to the
         user's cache folder.
@@ -50,10 +50,10 @@ def load(
     Raises:
       FileNotFoundError: If `data_dir` or one of its parts does not exist.
       ValueError: If a part has no images, classes have too few or different numbers of them, a class is in two parts or
-        twice in one, images lie deeper than the others, or a file is no image.
+        twice in one, images lie at different depths of folders, or a file is not an image.
       ImportError: Without the extra `data`.
     Warns:
-      UserWarning: Where files beside the images are not read, since their names do not end like those of images.
+      UserWarning: If other files are skipped, whose names do not have an image's suffix.
 
     Example:
       splits = jaxmaml.tasks.image_folders.load("path/to/cub", image_size=84, images_per_class=40)
@@ -101,7 +101,7 @@ def mini_imagenet(data_dir: str | pathlib.Path, *, cache_dir: str | pathlib.Path
 
 
 def _part(data_dir: pathlib.Path, part: str) -> dict[str, list[Image]]:
-    """The classes of a part, from its folder or from its zips."""
+    """The classes of a part, from its folder or its zips."""
     for name in PARTS[part]:
         if (data_dir / name).is_dir():
             return _in_folders(data_dir / name)
@@ -113,7 +113,7 @@ def _part(data_dir: pathlib.Path, part: str) -> dict[str, list[Image]]:
 
 
 def _check_disjoint(parts: Mapping[str, Iterable[str]]) -> None:
-    """Raise where a class is in two parts: meta-testing on classes of meta-training would tell nothing."""
+    """Raise if a class is in two parts: meta-testing on classes of meta-training would be meaningless."""
     for (one, classes), (other, others) in itertools.combinations(parts.items(), 2):
         shared = sorted({*classes} & {*others})
         if shared:
@@ -162,9 +162,9 @@ def _in_archives(archives: list[pathlib.Path]) -> dict[str, list[Image]]:
 
 
 def _images(where: pathlib.Path, found: list[tuple[pathlib.PurePath, Any]]) -> list[Any]:
-    """Those of the files that are images; all of them must lie in folders of the same depth.
+    """The image files among `found`, which must all lie at the same depth of folders.
 
-    Hidden files and what macOS adds to zips are passed over.
+    Hidden files, and files that macOS adds to zips, are skipped.
     """
     seen = [(path, file) for path, file in found if not any(part.startswith((".", "__MACOSX")) for part in path.parts)]
     images = [(path, file) for path, file in seen if path.suffix.lower() in SUFFIXES]

@@ -1,4 +1,4 @@
-"""Images from files, as arrays of one size: what Pillow reads, in 8 bits of red, green and blue."""
+"""Image files as 8-bit RGB arrays of one size, read by Pillow."""
 
 import concurrent.futures
 import io
@@ -15,7 +15,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 
 
 class Image(NamedTuple):
-    """Where an image is, what changes with it, and how its bytes are read."""
+    """An image's name, a stamp that changes with its contents, and a function that reads its bytes."""
 
     name: str
     stamp: str
@@ -51,10 +51,10 @@ def _decoded(image: Image, image_size: int) -> np.ndarray:
 
 
 def _in_color(name: str, opened: Any) -> Any:
-    """In red, green and blue of 8 bits, on a white ground where it is transparent."""
+    """The image in 8-bit RGB, with transparent pixels on a white background."""
     pillow: Any = files.require("PIL.Image")
     if opened.mode.startswith("I"):
-        # Pillow would cut 16 bits off at 255.
+        # Pillow would clip 16-bit values at 255.
         values = np.asarray(opened)
         if values.min() < 0 or values.max() >= 1 << 16:
             raise ValueError(f"{name} has values from {values.min()} to {values.max()}, which are not 8 or 16 bits.")

@@ -21,15 +21,15 @@ def load(
     num_classes: tuple[int, int, int] = (400, 50, 150),
     images_per_class: int = 20,
 ) -> Splits:
-    """Draw characters of one to four curved strokes, each image in a slightly different hand.
+    """Draw characters of one to four curved strokes, each image with small variations.
 
-    A character is a set of quadratic Bezier curves; a drawing of it moves their control points a little and
-    turns, scales and shifts the whole. Same form as `jaxmaml.tasks.omniglot.load`.
+    A character is a set of quadratic Bezier curves. Each drawing of it perturbs the control points and rotates,
+    scales and shifts the whole. The result has the form of that of `jaxmaml.tasks.omniglot.load`.
 
     Args:
-      key: Draws everything; `jax.random.key(0)` by default.
-      num_classes: Characters in train, valid and test.
-      images_per_class: Drawings of each.
+      key: The PRNG key; `jax.random.key(0)` by default.
+      num_classes: The numbers of characters in train, valid and test.
+      images_per_class: The number of drawings of each character.
 
     Returns:
       `Splits` of `ImageClasses`, images uint8 `[num_classes, images_per_class, 28, 28, 1]`, strokes 255 on 0.

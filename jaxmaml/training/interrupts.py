@@ -1,4 +1,4 @@
-"""Ctrl-C without loss: the first is heard when what is going on has ended, the second at once."""
+"""Ctrl-C without loss: the first takes effect after the current dispatch, the second immediately."""
 
 import contextlib
 import signal
@@ -9,25 +9,26 @@ from collections.abc import Callable, Iterator
 
 @contextlib.contextmanager
 def deferred() -> Iterator[Callable[[], bool]]:
-    """Yields a function that tells whether there was an interrupt. Does nothing where Python would not hear it itself.
+    """Yields a function that says whether there was an interrupt.
 
-    A dispatch overwrites the state that it is given: an exception in the midst of it would leave none.
+    A dispatch donates its input state, so that an exception during a dispatch would leave no state. Outside the main
+    thread, or if the program has its own handler of interrupts, nothing is changed.
     """
-    heard = False
+    interrupted = False
 
-    def hear(signum, frame):
-        nonlocal heard
-        if heard:
+    def handle(signum, frame):
+        nonlocal interrupted
+        if interrupted:
             raise KeyboardInterrupt
-        heard = True
+        interrupted = True
         print("\nstopping after this dispatch; interrupt again to stop at once", file=sys.stderr)
 
     is_ours = threading.current_thread() is threading.main_thread()
     if not is_ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield lambda: False
         return
-    signal.signal(signal.SIGINT, hear)
+    signal.signal(signal.SIGINT, handle)
     try:
-        yield lambda: heard
+        yield lambda: interrupted
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""How training shows that it goes on."""
+"""Progress bars, and lines in a log file where there is no terminal."""
 
 import contextlib
 import time
@@ -13,7 +13,7 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 
 def track(items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
-    """Yield `items`, of which there are `total`, beside a bar."""
+    """Yield `items`, of which there are `total`, and show a progress bar."""
     bar = progress.Progress()
     with _shown(bar):
         yield from bar.track(items, total=total, description=description)
@@ -21,9 +21,9 @@ def track(items: Iterable[Item], description: str, total: int) -> Iterator[Item]
 
 @contextlib.contextmanager
 def progress_bar(start: int, end: int, enabled: bool) -> Iterator[Callable[[int, str], None]]:
-    """A live bar on a terminal; in a log file, a line now and then. Yields `advance(count, metrics)`.
+    """A live bar on a terminal, or a line every 30 seconds in a log file. Yields `advance(count, metrics)`.
 
-    Where another display of rich is live on the terminal already, lines are written too: see `_shown`.
+    Lines are also written if another live display of rich is on the terminal already: see `_shown`.
     """
     columns = (
         progress.TextColumn("outer step"),
@@ -53,7 +53,7 @@ def progress_bar(start: int, end: int, enabled: bool) -> Iterator[Callable[[int,
 
 @contextlib.contextmanager
 def _shown(bar: progress.Progress) -> Iterator[bool]:
-    """Show `bar`; yields whether it can be. Before 14.1, rich shows one live display at a time, of any thread."""
+    """Show `bar`; yields whether that is possible. Before 14.1, rich shows a single live display at a time."""
     try:
         if not bar.disable:  # Before 14, one that is disabled writes an empty line at its end.
             bar.start()
