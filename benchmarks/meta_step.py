@@ -23,7 +23,7 @@ from benchmarks.contenders import NAMES
 from benchmarks.workers import BEFORE, Worker, prepare
 
 # Of the largest entry of the gradient, in float32, where a rounding can turn a ReLU or a maximum over five inner steps
-# of 84 x 84 images. tests/test_rivals.py asks for 1e-9 in float64.
+# of 84 x 84 images. tests/benchmarks/test_rivals.py asks for 1e-9 in float64.
 _TOLERANCE = 5e-2
 # What the timed program may add to it where it multiplies in TF32: 0.47 on Omniglot, 20-way. Zeros would be 1 away.
 _MOST_ROUNDING = 0.75

@@ -208,7 +208,7 @@ def test_metrics_of_a_run_killed_before_its_first_checkpoint_are_written_once(tm
     def killed_after(number):
         program = f"""
             import os, pathlib, sys
-            sys.path.insert(0, {str(pathlib.Path(__file__).parents[1])!r})
+            sys.path.insert(0, {str(pathlib.Path(__file__).parents[2])!r})
             from tests import test_runs
             stop = lambda state, history: int(state.step) == {number} and os._exit(9)
             import jaxmaml

@@ -10,7 +10,7 @@ import pytest
 import jaxmaml
 from tests import problems
 
-STORED = np.load(pathlib.Path(__file__).parent / "reference" / "torch_gradients.npz")
+STORED = np.load(pathlib.Path(__file__).parents[1] / "reference" / "torch_gradients.npz")
 INNER = {
     "sgd": lambda: optax.sgd(0.1),
     "momentum": lambda: optax.sgd(0.05, momentum=0.9),
