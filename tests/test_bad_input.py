@@ -402,6 +402,7 @@ MALFORMED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", MALFORMED)
 def test_malformed_call(case):
     call, error, message = MALFORMED[case]

@@ -31,6 +31,7 @@ def compiled(name, dtype=jnp.float32, **options):
     return learner, learner.init(params), tasks, jax.jit(chex.assert_max_traces(learner.update, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", family.FACTORIES)
 def test_states_are_alike_and_traced_once(name):
     """init, then steps one by one and under scan: the same structure, the same numbers, one trace."""
@@ -49,6 +50,7 @@ def test_states_are_alike_and_traced_once(name):
     close(scanned, second, rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", family.FACTORIES)
 def test_adapt_is_the_inner_loop_of_update(name):
     learner, state, tasks, update = compiled(name)
@@ -63,6 +65,7 @@ def test_adapt_is_the_inner_loop_of_update(name):
         np.testing.assert_allclose(info.support_loss[0], trace.support_loss[:3], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", family.FACTORIES)
 def test_order_and_chunks_of_tasks_do_not_matter(x64, name):
     _, state, tasks, update = compiled(name, jnp.float64, chunk_size=None)
@@ -76,6 +79,7 @@ def test_order_and_chunks_of_tasks_do_not_matter(x64, name):
         close((other.params, other.rule_params), (whole.params, whole.rule_params), rtol=1e-11, atol=1e-13)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", family.FACTORIES)
 def test_bfloat16_stays(name):
     learner, params, tasks = family.problem(name, jnp.bfloat16)
@@ -154,6 +158,7 @@ def reference(rule, adapted, derivative, weights, params, rule_params, tasks):
     return total / jax.tree.leaves(tasks)[0].shape[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rule", "adapted", "derivative", "weights"), GRID)
 def test_every_combination_is_its_definition(x64, rule, adapted, derivative, weights):
     params, tasks = family.regression(jnp.float64), family.regression_tasks(2, jnp.float64)

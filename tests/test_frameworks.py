@@ -53,6 +53,7 @@ def equinox():
     return params, lambda params, x: jax.vmap(eqx.combine(params, static))(x)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error::UserWarning")
 @pytest.mark.parametrize("framework", [raw, flax_linen, flax_nnx, equinox])
 def test_the_same_maml(framework):

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 import scipy.stats
 
 from benchmarks import calibration
@@ -31,6 +32,7 @@ def test_a_calibrated_prediction_is_seen_as_one():
     assert 0.4 < calibration.fitted_std(means, targets) < 0.6
 
 
+@pytest.mark.slow
 def test_a_small_run(tmp_path, capsys, quick_compiles):
     config = calibration.Config(shots=(2,), num_particles=2, outer_steps=2, num_tasks=200, output_dir=tmp_path)
     calibration.main(config)

@@ -111,6 +111,7 @@ def test_a_table_of_several_runs_compares_within_each():
     assert tables.markdown(*runs).splitlines()[2:] == ["| omniglot-5w1s-1step | 1 | 100% | 1 | 3.0 | 4x | 2x |"]
 
 
+@pytest.mark.slow
 def test_contenders_are_measured_in_turn(tmp_path):
     contenders = ("jaxmaml", "plain_jax", "no_such")
     config = meta_step.Config(("sinusoid-1step",), contenders, rounds=2, seconds=0.05, processes=2)
@@ -170,6 +171,7 @@ def test_memory_is_that_of_all_devices():
     assert every == mesh.size * one
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["conv4-omniglot", "conv4-mini"])
 def test_the_plain_models_are_the_same_functions(quick_compiles, name):
     case = next(case for case in cases.CASES.values() if case.model == name)
@@ -179,6 +181,7 @@ def test_the_plain_models_are_the_same_functions(quick_compiles, name):
     np.testing.assert_allclose(*outputs, rtol=2e-4, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_both_ways_of_a_convolution_are_timed():
     config = convolutions.Config(num_tasks=2, repeats=1)
     rows = [convolutions.measure(config, "Conv4, 84 x 84, 3", "output", shared) for shared in (True, False)]

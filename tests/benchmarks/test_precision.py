@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax import lax
 
 from benchmarks import precision
@@ -25,6 +26,7 @@ def test_operands_are_rounded_in_loops_too():
     assert np.abs(rounded - looped(x)).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_fewer_bits_are_further_off(quick_compiles):
     config = precision.Config(sinusoid_steps=2, num_tasks=3)
     rows, histories = precision.measure(config, "sinusoid", precision.sinusoid(config), mesh=None)

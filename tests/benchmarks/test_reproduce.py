@@ -39,6 +39,7 @@ def arguments(folder, name="maml-omniglot-5w1s", **fields):
     return words
 
 
+@pytest.mark.slow
 def test_a_run_in_two_halves_is_one(tmp_path, capsys):
     reproduce.main([*arguments(tmp_path / "whole"), "--no-watch-test"])
     name = "reproduce_maml-omniglot-5w1s.json"
@@ -70,6 +71,7 @@ def test_a_run_in_two_halves_is_one(tmp_path, capsys):
         report.main(report.Config(results_dir=tmp_path / "whole", output=tmp_path / "REPORT.md"))
 
 
+@pytest.mark.slow
 def test_a_pretrained_run_starts_from_a_classifier(tmp_path, monkeypatch):
     name = "pretrained-maml-omniglot-5w1s"
     words = [*arguments(tmp_path, name, pretrain_steps=2, outer_steps=2), "--no-watch-test"]
@@ -128,7 +130,7 @@ def test_the_page_is_of_matching_results_only(tmp_path):
         "train_seconds": 900.0,
         "seconds_to_paper": None,
         "normalisation": "transductive",
-        "environment": {"device": "cpu", "cpu_cores": 2},
+        "environment": {"platform": "cpu", "device": "cpu", "cpu_cores": 2},
         "command": "python -m benchmarks.reproduce",
         "history": [{"seconds": 60.0, "test_accuracy": 90.0}],
         "curve": {"mean": [20.0] * 21, "ci95": [1.0] * 21},

@@ -26,6 +26,7 @@ def small(monkeypatch, quick_compiles):
     monkeypatch.setattr(jaxmaml.nn.Conv4, "omniglot", problems.QuickClassifier)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["sinusoid", "omniglot"])
 def test_a_small_run(task, tmp_path, capsys, monkeypatch, small):
     monkeypatch.setattr(pretraining, "BATCH", 8)
@@ -47,6 +48,7 @@ def test_a_small_run(task, tmp_path, capsys, monkeypatch, small):
     assert "random initialisation" in printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "names"), [("sinusoid", ("anil", "from_scratch")), ("omniglot", ("maml_plus_plus",))])
 def test_a_small_run_of_algorithms(task, names, tmp_path, capsys, monkeypatch, small):
     family = families.Family

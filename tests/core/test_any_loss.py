@@ -46,6 +46,7 @@ def test_a_term_without_task_data_is_counted_once(tasks, axes):
     np.testing.assert_allclose(gradient, [2.5696, -2.2416], rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_inner_steps", [1, 2, 12])
 def test_a_term_without_task_data_under_disable_jit(tasks, num_inner_steps):
     expected = problems.plain_gradient(penalised, optax.sgd(0.1), num_inner_steps, PARAMS, tasks)
@@ -69,6 +70,7 @@ WAYS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_a_term_without_task_data_in_other_algorithms(tasks, way):
     params = PARAMS if way != "bayesian_maml" else jax.tree.map(lambda p: p * np.array([1.0, 1.3, 0.6]), PARAMS)
@@ -93,6 +95,7 @@ scaled_and_squared.defvjp(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:derivative=")
 @pytest.mark.parametrize("num_inner_steps", [1, 2])
 @pytest.mark.parametrize("axes", [{}, {"derivative": "reverse"}, {"chunk_size": 2}], ids=str)
@@ -113,6 +116,7 @@ STILL = optax.multi_transform(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["gradients", "recursive"])
 @pytest.mark.parametrize("num_inner_steps", [2, 12])
 def test_leaves_that_the_inner_rule_leaves_still(tasks, remat, num_inner_steps):
@@ -164,6 +168,7 @@ def pooling_problem(pool, num_tasks, side=8):
     return (lambda p, b: loss_fn(p, b)[0]), params, jaxmaml.Task((inputs[0], labels), (inputs[1], labels))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize(
     ("inner", "num_inner_steps"),
@@ -199,6 +204,7 @@ def test_without_rewriting_the_program_is_plain_jax(x64):
             program()
 
 
+@pytest.mark.slow
 def test_no_rule_closes_over_tracers():
     """What it closes over would outlive its trace: JAX's own check for leaks finds it."""
     params, tasks = problems.mlp_params(), problems.mlp_tasks(2)
@@ -209,6 +215,7 @@ def test_no_rule_closes_over_tracers():
                 jax.jit(learner.update)(learner.init(params), tasks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["gradients", "recursive"])
 def test_adapting_without_jit_keeps_no_support_alive(remat):
     learner = problems.maml(problems.mlp_loss, num_inner_steps=12, remat=remat)
@@ -240,6 +247,7 @@ SHARDED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", SHARDED)
 def test_within_a_shard_map_of_the_users_own(tasks, case):
     """Each device learns from its own tasks, with JAX's check of what varies (`check_vma`) too."""

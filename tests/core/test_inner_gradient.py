@@ -52,6 +52,7 @@ def test_closed_over_tracers_are_differentiated(x64, quick_compiles):
     assert_modes_agree(objective, jnp.float64(-2.0))
 
 
+@pytest.mark.slow
 def test_the_batch_can_be_differentiated(x64, quick_compiles):
     """Data poisoning, dataset distillation: the query loss as a function of the support set."""
     tasks, params = problems.mlp_tasks(2, jnp.float64), problems.mlp_params(jnp.float64)
@@ -63,6 +64,7 @@ def test_the_batch_can_be_differentiated(x64, quick_compiles):
     assert_modes_agree(objective, tasks.support)
 
 
+@pytest.mark.slow
 def test_the_meta_loss_of_update_can_be_differentiated_again(x64, quick_compiles):
     """By a hyperparameter inside the loss, through the whole outer step."""
     tasks, params = problems.mlp_tasks(2, jnp.float64), problems.mlp_params(jnp.float64)
@@ -99,6 +101,7 @@ def test_outer_objective_on_the_trace(x64, quick_compiles, part):
     assert_modes_agree(objective, problems.mlp_params(jnp.float64))
 
 
+@pytest.mark.slow
 def test_a_second_differentiation_is_exact(x64, quick_compiles):
     """The Hessian of the meta-loss: grad of grad, and forward over reverse."""
     tasks = problems.mlp_tasks(2, jnp.float64)
@@ -117,6 +120,7 @@ def test_a_second_differentiation_is_exact(x64, quick_compiles):
     assert np.linalg.norm(hessians[0]) > 0.1
 
 
+@pytest.mark.slow
 def test_forward_mode_is_exact_or_refused_with_words(x64, quick_compiles):
     tasks, params = problems.mlp_tasks(2, jnp.float64), problems.mlp_params(jnp.float64)
 
@@ -164,6 +168,7 @@ rounded_by_parts = jax.custom_jvp(jnp.floor)
 rounded_by_parts.defjvps(lambda tangent, ans, x: jnp.cos(x) * tangent)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", [straight_through, lying_square, reversed_gradient, rounded, rounded_by_parts])
 @pytest.mark.parametrize("nested", [False, True])
 def test_custom_rules_fall_back_to_reverse(x64, quick_compiles, rule, nested):
@@ -182,6 +187,7 @@ def test_custom_rules_fall_back_to_reverse(x64, quick_compiles, rule, nested):
     np.testing.assert_array_equal(mixed, reverse)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 def test_rules_of_jax_and_optax_do_not_fall_back(x64, quick_compiles):
     rng = np.random.default_rng(0)
@@ -202,6 +208,7 @@ def test_rules_of_jax_and_optax_do_not_fall_back(x64, quick_compiles):
     np.testing.assert_allclose(mixed, reverse, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_a_custom_vjp_of_jax_without_a_forward_mode_falls_back(x64, quick_compiles):
     def loss_fn(params, batch):
         path = odeint(lambda y, t, p: jnp.tanh(y * p), batch, jnp.array([0.0, 1.0]), params["rate"])
@@ -221,6 +228,7 @@ def test_neighbours_with_a_similar_name_are_not_trusted():
     assert trusted_module(None) is None
 
 
+@pytest.mark.slow
 def test_stop_gradient_inside_the_loss(x64, quick_compiles):
     def loss_fn(params, batch):
         target = jax.lax.stop_gradient(problems.mlp(params, batch[0] + 1.0))
@@ -231,6 +239,7 @@ def test_stop_gradient_inside_the_loss(x64, quick_compiles):
     np.testing.assert_allclose(mixed, reverse, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_memory_is_nearly_flat_in_inner_steps():
     x = jax.ShapeDtypeStruct((2, 4096, 1), jnp.float32)
     tasks = jaxmaml.Task((x, x), (x, x))

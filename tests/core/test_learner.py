@@ -79,6 +79,7 @@ def meta_loss(learner, loss_fn, params, tasks):
     return sum(losses) / len(losses)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["mlp", "conv"])
 @pytest.mark.parametrize("derivative", EXACT)
 def test_finite_differences(x64, quick_compiles, model, derivative):
@@ -103,6 +104,7 @@ def test_finite_differences(x64, quick_compiles, model, derivative):
         np.testing.assert_allclose(gradient @ problems.flat(direction), slope, rtol=2e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inner", ["sgd", "momentum", "adam"])
 def test_plain_python_loop(x64, quick_compiles, inner):
     """MAML as anyone would write it down: nested loops, jax.grad, no scan, no vmap."""
@@ -127,6 +129,7 @@ def test_plain_python_loop(x64, quick_compiles, inner):
         np.testing.assert_allclose(gradient, expected, rtol=1e-10, atol=1e-13)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inner", INNER)
 def test_mixed_equals_reverse(x64, quick_compiles, inner):
     params, tasks = problems.mlp_params(jnp.float64), problems.mlp_tasks(3, jnp.float64)
@@ -140,6 +143,7 @@ def test_mixed_equals_reverse(x64, quick_compiles, inner):
     assert np.linalg.norm(mixed) > 1e-3
 
 
+@pytest.mark.slow
 def test_mixed_equals_reverse_through_pooling_and_batch_statistics(x64, quick_compiles):
     loss_fn, params, tasks = problems.conv_problem(jnp.float64)
     mixed, reverse = (
@@ -162,6 +166,7 @@ def test_first_order_stops_the_inner_gradients_only(x64, quick_compiles):
     np.testing.assert_allclose(gradient, [(1 - 0.2 * 0.5) * (theta_1 - 3.0)], rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk_size", [1, 2, 3, 6])
 def test_the_result_does_not_depend_on_chunks_or_on_vmap(x64, quick_compiles, chunk_size):
     params, tasks = problems.mlp_params(jnp.float64), problems.mlp_tasks(6, jnp.float64)
@@ -183,6 +188,7 @@ def test_vmap_over_tasks_equals_a_loop(x64, quick_compiles):
     np.testing.assert_allclose(gradient, np.mean(one_by_one, 0), rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("derivative", ["mixed", "reverse", "first_order"])
 def test_jit_equals_eager_and_scan(x64, quick_compiles, derivative):
     learner = jaxmaml.maml(
@@ -217,6 +223,7 @@ def test_one_trace_for_many_calls_and_the_same_bits():
     chex.assert_trees_all_equal(run(), run())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float64])
 @pytest.mark.parametrize("derivative", ["mixed", "reverse", "first_order"])
 def test_dtypes_are_kept(x64, quick_compiles, dtype, derivative):
@@ -235,6 +242,7 @@ def test_dtypes_are_kept(x64, quick_compiles, dtype, derivative):
     assert np.isfinite(problems.flat(new_state.params)).all()
 
 
+@pytest.mark.slow
 def test_bfloat16_gradient_is_near_the_exact_one(x64, quick_compiles):
     learner = problems.maml(problems.mlp_loss, chunk_size=1)
     exact = problems.meta_gradient(learner, problems.mlp_params(jnp.float64), problems.mlp_tasks(8, jnp.float64))
@@ -340,6 +348,7 @@ def test_invariance_to_the_order_of_tasks(x64, quick_compiles):
     )
 
 
+@pytest.mark.slow
 def test_meta_training_beats_its_start():
     """The point of it all: after training, one step helps a new task more."""
     learner = jaxmaml.maml(problems.mlp_loss, optax.sgd(0.05), optax.adam(1e-2), num_inner_steps=1)

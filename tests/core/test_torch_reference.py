@@ -18,6 +18,7 @@ INNER = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_inner_steps", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("inner", INNER)
 def test_meta_gradient_equals_torch(x64, quick_compiles, inner, num_inner_steps):

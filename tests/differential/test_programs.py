@@ -25,6 +25,7 @@ def assert_no_faults(found):
     assert not faults, json.dumps(faults, indent=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 def test_programs(monkeypatch, seed):
     found = judged(monkeypatch, seed, PROGRAMS)
@@ -51,6 +52,7 @@ def test_references_are_textbook():
     assert max(lengths.values()) <= 25, lengths
 
 
+@pytest.mark.slow
 def test_every_term_is_a_loss():
     """Finite, and with a gradient in the leaves that it names alone."""
     import jax

@@ -34,6 +34,7 @@ def plainly(**options):
     return gradient(derivative="reverse", remat="none", chunk_size=None, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inner", INNER)
 @pytest.mark.parametrize("derivative", ["mixed", "reverse"])
 @pytest.mark.parametrize("remat", ["none", "gradients", "steps", "recursive"])
@@ -44,6 +45,7 @@ def test_remat_changes_nothing(x64, quick_compiles, remat, derivative, inner):
         np.testing.assert_allclose(ours, plainly(**options), rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 2, 10, 11, 100, 101])
 def test_recursive_scan_is_a_scan(x64, quick_compiles, length):
     """In values and in derivatives of first and second order, by what the step closes over, under `vmap`."""
@@ -95,6 +97,7 @@ def test_the_schedule_is_the_best_one(length, free):
     assert forwards == fewest(length, free)
 
 
+@pytest.mark.slow
 def test_remat_is_for_memory():
     """From all that JAX keeps, to a carry and a gradient a step, to a carry a step, to few carries."""
 
@@ -120,6 +123,7 @@ def test_tasks_share_the_products_of_their_first_step(remat):
     assert program.count("dimension_numbers=(([2], [0]), ([], []))") >= len(params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_tasks", "chunk_size"), [(4, "auto"), (4, 1), (4, 2), (4, None), (5, 2), (3, None)])
 def test_a_mesh_changes_nothing(x64, quick_compiles, num_tasks, chunk_size):
     mesh = jaxmaml.task_mesh()
@@ -128,6 +132,7 @@ def test_a_mesh_changes_nothing(x64, quick_compiles, num_tasks, chunk_size):
     np.testing.assert_allclose(ours, plainly(num_tasks=num_tasks), rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_slopes_of_kernels_are_summed_over_chunks(x64, quick_compiles):
     loss_fn, params, tasks = problems.conv_problem(jnp.float64, num_tasks=4)
     ours, expected = (
@@ -137,6 +142,7 @@ def test_slopes_of_kernels_are_summed_over_chunks(x64, quick_compiles):
     np.testing.assert_allclose(ours, expected, rtol=1e-11, atol=1e-13)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk_size", [2, 4, 7])
 def test_chunks_need_not_divide_the_tasks(x64, quick_compiles, chunk_size):
     learner = problems.maml(problems.mlp_loss, chunk_size=chunk_size)
@@ -163,6 +169,7 @@ def test_a_mesh_of_jax_itself_will_do(x64, quick_compiles):
     np.testing.assert_allclose(gradient(5, mesh=mesh), plainly(num_tasks=5), rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_a_mesh_composes(x64, quick_compiles):
     """Under fit's scan, with inputs already split over the devices, and in a derivative by a hyperparameter."""
     mesh = jaxmaml.task_mesh()
@@ -227,6 +234,7 @@ def test_a_few_large_steps_are_written_out_where_there_is_room(monkeypatch, laye
     assert ("unroll=4" in str(program)) == written_out
 
 
+@pytest.mark.slow
 def test_task_mesh_makes_a_device_of_each_core():
     program = """
         import warnings, jax, jaxmaml
@@ -298,6 +306,7 @@ def test_auto_chunks_say_where_cores_have_nothing_of_their_own(caplog, monkeypat
         assert ("mesh=jaxmaml.task_mesh()" in caplog.text) is hint
 
 
+@pytest.mark.slow
 def test_the_working_set_is_what_xla_reserves():
     model = jaxmaml.nn.Conv4.omniglot(num_ways=5, features=16)
     learner = problems.maml(jaxmaml.cross_entropy(model.apply), chunk_size=None)
@@ -333,6 +342,7 @@ def test_windows_yet_to_be_gathered_count():
     assert held(3) - held(1) >= (9 - 1) * image.nbytes
 
 
+@pytest.mark.slow
 def test_queries_in_chunks(x64, quick_compiles):
     for size in (1, 2, 6):
         np.testing.assert_allclose(gradient(query_chunk_size=size), plainly(), rtol=1e-12, atol=1e-14)

@@ -76,6 +76,7 @@ def test_particles_fall_apart_and_find_the_spread_of_a_gaussian():
     np.testing.assert_allclose(np.std(particles), 1.0, atol=0.1)
 
 
+@pytest.mark.slow
 def test_the_chaser_is_its_definition(x64):
     """Without repulsion and with one particle, Bayesian MAML is gradient descent that chases itself."""
     params = jax.tree.map(lambda leaf: leaf[None], family.regression(jnp.float64))

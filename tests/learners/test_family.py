@@ -54,6 +54,7 @@ def test_serial_reptile_visits_tasks_in_turn(x64):
     assert info.query_loss.shape == (3,)
 
 
+@pytest.mark.slow
 def test_reptile_sees_each_example_once_a_round():
     """With minibatches of 2 of 6 examples, 3 steps are one pass: for a linear loss the order does not matter."""
     loss_fn = lambda params, batch: jnp.sum(params * jnp.mean(batch, 0))  # noqa: E731
@@ -91,6 +92,7 @@ def test_frozen_leaves_cost_nothing_in_the_inner_loop():
     assert whole - head > 0.95 * 5 * product  # Three layers' own gradients and two passes between them.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "still"), [("anil", ("body", "norm")), ("boil", ("head",)), ("warp_maml", ("warp",))])
 def test_only_adapted_leaves_move_and_all_are_learned(name, still):
     learner, params, tasks = family.problem(name)
@@ -157,6 +159,7 @@ def test_annealed_weights_sum_to_one_and_end_at_the_last_step():
     np.testing.assert_array_equal(weights(100), [0, 0, 0, 0, 1])
 
 
+@pytest.mark.slow
 def test_first_order_steps_come_first_without_a_second_trace(x64):
     params, tasks = family.regression(jnp.float64), family.regression_tasks(2, jnp.float64)
     # Looped over: steps that are written out round in another order within the branch than alone.
@@ -173,6 +176,7 @@ def test_first_order_steps_come_first_without_a_second_trace(x64):
     assert update._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_per_step_leaves_are_those_of_their_step(x64):
     """A shift for each step: `theta + shift_k` adapts, by hand."""
     loss_fn = lambda params, centre: 0.5 * jnp.sum((params["theta"] + params["shift"] - centre) ** 2)  # noqa: E731
@@ -258,6 +262,7 @@ def test_proto_maml_differentiates_the_prototypes(x64):
     )
 
 
+@pytest.mark.slow
 def test_joint_training_is_the_gradient_of_the_query_loss(x64):
     learner, params, tasks = family.problem("joint_training", jnp.float64)
     state = learner.init(params)

@@ -60,6 +60,7 @@ def proximal(strength):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "axes", [{}, {"adapted": "head"}, {"adapted": "context", "start": jaxmaml.starts.zeros("context")}]
 )
@@ -73,6 +74,7 @@ def test_it_is_the_limit_of_differentiating_a_long_inner_loop(x64, quick_compile
     np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_inner_steps():
     def temporaries(num_inner_steps):
         learner = problems.maml(family.loss_fn, num_inner_steps=num_inner_steps, derivative=jaxmaml.Implicit())

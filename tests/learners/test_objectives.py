@@ -36,6 +36,7 @@ def twice_w(params, support):
 RATES = optax.sgd(optax.exponential_decay(0.3, 1, 0.5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inner", [optax.sgd(0.2), RATES, optax.adam(0.1, eps_root=1e-8)], ids=["sgd", "decay", "adam"])
 @pytest.mark.parametrize("start", [None, zero_context, twice_w], ids=["none", "zero", "twice"])
 def test_the_leader_goes_on_from_where_adaptation_ended(inner, start):

@@ -36,6 +36,7 @@ def test_batch_norm_of_a_constant_has_finite_derivatives():
     assert np.isfinite(curvature).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [4, 5, 7])
 def test_max_pool_equals_lax(x64, size):
     x = jax.random.normal(jax.random.key(0), (2, size, size + 1, 3), jnp.float64)
@@ -65,6 +66,7 @@ def test_max_pool_hides_no_nan():
         assert jnp.isnan(max_pool(x)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", [jax.nn.gelu, jax.nn.softplus, jax.nn.elu, jax.nn.relu])
 def test_max_pool_keeps_its_gradient_whatever_xla_fuses(x64, activation):
     """Compiled, jnp.max in its place loses gradients here: equality with a maximum rounded otherwise."""
@@ -155,6 +157,7 @@ def in_groups_of(size, monkeypatch):
         monkeypatch.setattr(module, "group_size", lambda num_examples, bytes_per_example: min(size, num_examples))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"num_context": 3}], ids=["plain", "film"])
 def test_streamed_blocks_are_the_model(x64, quick_compiles, monkeypatch, options):
     """Each block normalises what the block before it left, in its own groups: values, first and second derivatives."""
@@ -219,6 +222,7 @@ def test_whose_statistics(quick_compiles):
         conv4(normalisation="instance")
 
 
+@pytest.mark.slow
 def test_support_statistics_are_those_of_the_support(quick_compiles):
     model, params = conv4()
     support = IMAGES[:4]
@@ -240,6 +244,7 @@ def test_a_task_with_its_support():
         jaxmaml.tasks.with_support(lambda key: jaxmaml.Task(jnp.ones(2), jnp.ones(2)))(jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_average_statistics_are_those_of_all_queries(quick_compiles):
     """Where nothing adapts, the first block's are the moments of all tasks' queries as one batch."""
     model, params = conv4()
@@ -303,6 +308,7 @@ def test_mlp_with_context_and_warp():
     np.testing.assert_array_equal(params["warp_1"]["kernel"], np.eye(40))
 
 
+@pytest.mark.slow
 def test_biases_that_the_mean_cancels_are_not_added(x64, quick_compiles):
     """The path that writes its statistics adds them; both give the same predictions."""
     model = Conv4.mini_imagenet(num_ways=3, features=2)

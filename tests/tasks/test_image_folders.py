@@ -240,6 +240,7 @@ def test_home_is_expanded(tmp_path, monkeypatch):
     assert len(list((tmp_path / "cache").iterdir())) == 3
 
 
+@pytest.mark.slow
 def test_processes_that_decode_at_once_read_the_same(tmp_path):
     """Each writes a file of its own and renames it: none reads, or is cut off from, what another one writes."""
     root = make_folders(tmp_path / "data", counts=(40, 40))

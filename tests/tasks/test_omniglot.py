@@ -24,6 +24,7 @@ def test_paper_split_is_a_seeded_shuffle():
     assert names == expected
 
 
+@pytest.mark.slow
 def test_real_paper_split(omniglot_splits):
     train, valid, test = omniglot_splits
     assert train.images.shape == (1100, 20, 28, 28, 1)
@@ -49,6 +50,7 @@ def test_an_image_is_the_drawing_that_its_name_says(omniglot_dir, omniglot_split
     assert len(np.unique(stored)) > 2
 
 
+@pytest.mark.slow
 def test_real_background_split_and_nearest(omniglot_dir, tmp_path):
     splits = omniglot.load(omniglot_dir, split="background", resampling="nearest", cache_dir=tmp_path)
     assert [len(part.images) for part in splits] == [964, 0, 659]

@@ -12,6 +12,7 @@ def splits():
     return strokes.load(jax.random.key(3), num_classes=(30, 6, 8), images_per_class=5)
 
 
+@pytest.mark.slow
 def test_same_form_as_omniglot(splits):
     assert splits.train.images.shape == (30, 5, 28, 28, 1)
     assert [len(part.names) for part in splits] == [30, 6, 8]

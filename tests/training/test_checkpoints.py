@@ -89,6 +89,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", OTHERS)
 def test_a_checkpoint_of_another_run_is_refused(learner, tmp_path, other):
     saved = jaxmaml.Checkpoints(tmp_path, every=2)
@@ -126,6 +127,7 @@ KILLED = """
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(learner, tmp_path):
     """kill -9 while steps are taken and checkpoints written: the last whole one is there, and the bits go on."""
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path)], cwd=REPOSITORY)

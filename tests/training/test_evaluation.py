@@ -67,6 +67,7 @@ def test_chunks_change_nothing(chunk_size):
     chex.assert_trees_all_close(evaluate(chunk_size=chunk_size), evaluate(chunk_size=30), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
 def test_any_kind_of_key_draws_the_same_tasks_in_other_chunks(impl):
     learner = problems.maml(problems.mlp_loss)

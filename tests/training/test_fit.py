@@ -50,6 +50,7 @@ def test_halves_and_other_dispatches_give_the_same_bits(learner):
     chex.assert_trees_all_equal(whole, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
 def test_any_kind_of_key_gives_the_same_bits_in_other_dispatches(impl):
     """One step a dispatch among them; `rbg` keys draw another batch than one by one."""
@@ -161,6 +162,7 @@ def test_the_optimizer_state_is_looked_at():
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(caught.value.state))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", [1, 7, -1])
 def test_support_labels_out_of_range_are_found(wrong):
     """The query's are right: without their gradient, the other examples would teach something all the same."""
@@ -224,6 +226,7 @@ def test_progress_is_shown_in_a_log_file_too(learner, capsys, monkeypatch):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_progress_copes_with_another_live_display(learner, capsys, monkeypatch):
     """Rich before 14.1 has one at a time, in whatever thread."""
 

@@ -40,6 +40,7 @@ def validation(loss_fn=problems.mlp_loss, **options):
     return jaxmaml.Validation(loss_fn, SAMPLE, jax.random.key(1), **options)
 
 
+@pytest.mark.slow
 def test_keys_in_the_state_are_saved_and_read(tmp_path):
     noisy = maml(outer=optax.chain(optax.add_noise(0.1, 0.5, key=0), optax.sgd(0.01)))
     saved = jaxmaml.Checkpoints(tmp_path, every=2)
@@ -49,6 +50,7 @@ def test_keys_in_the_state_are_saved_and_read(tmp_path):
     chex.assert_trees_all_equal(jaxmaml.restore(tmp_path, resumed), resumed)
 
 
+@pytest.mark.slow
 def test_a_run_that_stops_early_is_saved(tmp_path):
     worse = maml(outer=optax.sgd(-0.05))
     state, history = fit(
@@ -59,6 +61,7 @@ def test_a_run_that_stops_early_is_saved(tmp_path):
     assert int(jaxmaml.restore(tmp_path, state, best=False).step) == 6
 
 
+@pytest.mark.slow
 def test_validations_without_a_finite_score_choose_nothing(tmp_path):
     never = validation(lambda params, batch: problems.mlp_loss(params, batch) * jnp.nan)
     with pytest.warns(UserWarning, match="validation at outer step 2 has a score of nan"):
@@ -82,6 +85,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", OTHERS)
 def test_what_differs_is_told_apart(tmp_path, other):
     saved = jaxmaml.Checkpoints(tmp_path, every=2)
@@ -202,6 +206,7 @@ def test_metrics_of_another_run_stay(tmp_path):
     assert log.read_text() == "notes of mine\n"
 
 
+@pytest.mark.slow
 def test_metrics_of_a_run_killed_before_its_first_checkpoint_are_written_once(tmp_path):
     log = tmp_path / "metrics.jsonl"
 
@@ -209,10 +214,10 @@ def test_metrics_of_a_run_killed_before_its_first_checkpoint_are_written_once(tm
         program = f"""
             import os, pathlib, sys
             sys.path.insert(0, {str(pathlib.Path(__file__).parents[2])!r})
-            from tests import test_runs
+            from tests.training import test_run_state
             stop = lambda state, history: int(state.step) == {number} and os._exit(9)
             import jaxmaml
-            test_runs.fit(6, checkpoints=jaxmaml.Checkpoints({str(tmp_path / "run")!r}, every=100),
+            test_run_state.fit(6, checkpoints=jaxmaml.Checkpoints({str(tmp_path / "run")!r}, every=100),
                 metrics=jaxmaml.metrics.jsonl({str(log)!r}), on_dispatch=stop)
         """
         return subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=False).returncode

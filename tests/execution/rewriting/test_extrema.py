@@ -33,6 +33,7 @@ def derivatives(function, x):
     return function(x), slope(x), forward[1], jax.jvp(slope, (x,), (jnp.ones_like(x),))[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("values", ["ties", "random", "nan"])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_derivatives_are_those_of_jax(x64, name, values):

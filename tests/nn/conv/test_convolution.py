@@ -29,6 +29,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ndim", "stride", "padding", "dilation"), CASES)
 def test_equals_lax(x64, quick_compiles, ndim, stride, padding, dilation):
     x, kernel = arrays(ndim)
@@ -95,6 +96,7 @@ OTHER = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", OTHER)
 def test_layouts_groups_and_dilations(x64, quick_compiles, case):
     rng = np.random.default_rng(1)
@@ -122,6 +124,7 @@ def kernel_like(x):
     return jnp.cos(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("channels", "size", "window", "padding"),
     [
