@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxmaml
-from benchmarks import reporting
+from benchmarks.common import reporting
 
 NOISE = 0.3
 LEVELS = (0.5, 0.8, 0.9, 0.95)
@@ -99,7 +99,7 @@ def measure(config: Config, shots: int, console: Console) -> tuple[dict[str, dic
         ),
     }
     sample = jaxmaml.tasks.sinusoid(shots, 10, noise_std=NOISE)
-    judged = jaxmaml.tasks.sinusoid(shots, 50, noise_std=NOISE)
+    held_out = jaxmaml.tasks.sinusoid(shots, 50, noise_std=NOISE)
     rows, pictures = {}, {}
     for name, (learner, params) in learners.items():
         console.print(f"{shots} points, training: {name}")
@@ -114,7 +114,7 @@ def measure(config: Config, shots: int, console: Console) -> tuple[dict[str, dic
         )
 
         def predict(key, learner=learner, state=state):
-            task = judged(key)
+            task = held_out(key)
             fast_params, _ = learner.adapt(state, task.support)
             return jnp.asarray(jax.vmap(model.apply, (0, None))(fast_params, task.query.inputs))[..., 0], task
 
@@ -122,7 +122,7 @@ def measure(config: Config, shots: int, console: Console) -> tuple[dict[str, dic
         means, tasks = draw(jax.random.split(valid_key, 200))
         std = fitted_std(np.asarray(means), np.asarray(tasks.query.targets[..., 0]))
         means, tasks = draw(jax.random.split(test_key, config.num_tasks))
-        rows[name] = judge(np.asarray(means), np.asarray(tasks.query.targets[..., 0]), std)
+        rows[name] = score(np.asarray(means), np.asarray(tasks.query.targets[..., 0]), std)
         pictures[name] = (jax.tree.map(np.asarray, jax.tree.map(lambda leaf: leaf[:1], tasks)), state, learner, std)
     return rows, pictures
 
@@ -140,7 +140,7 @@ def fitted_std(means: np.ndarray, targets: np.ndarray) -> float:
     return float(max(candidates, key=lambda std: log_likelihood(means, targets, std).mean()))
 
 
-def judge(means: np.ndarray, targets: np.ndarray, std: float) -> dict[str, Any]:
+def score(means: np.ndarray, targets: np.ndarray, std: float) -> dict[str, Any]:
     """Likelihood, error and coverage; 95% intervals over tasks."""
     nll = -log_likelihood(means, targets, std).mean(1)
     error = np.square(means.mean(1) - targets).mean(1)

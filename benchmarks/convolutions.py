@@ -20,7 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxmaml
-from benchmarks import flops, reporting
+from benchmarks.common import reporting
+from benchmarks.speed import flops
 from jaxmaml.nn.conv import cpu
 from jaxmaml.nn.conv.lowering import by_matmuls, sizes_of
 from jaxmaml.nn.conv.spec import OPERANDS, ConvSpec

@@ -23,7 +23,7 @@ from typing import Any
 import tyro
 from rich.console import Console
 
-from benchmarks import reporting
+from benchmarks.common import reporting
 
 #: What a program may turn out to be; the last four are faults.
 KINDS = ("equal", "refused", "xla", "wrong", "error", "crash", "late")
@@ -80,7 +80,7 @@ def main(config: Config) -> None:
 
 
 def search(config: Config, seed: int) -> tuple[list[dict[str, Any]], int, float]:
-    """Judge batches for so long; what was found, the last seed, and the minutes that it took."""
+    """Run seeds for this long; what was found, the last seed, and the minutes that it took."""
     console, found = Console(), []
     began, last = time.monotonic(), seed - 1
     with concurrent.futures.ThreadPoolExecutor(config.processes) as pool:
@@ -102,8 +102,8 @@ def search(config: Config, seed: int) -> tuple[list[dict[str, Any]], int, float]
 
 
 def batch(seed: int, num_programs: int, patience: float) -> list[dict[str, Any]]:
-    """Judge the programs of a seed in a process of its own: kind, error and program of each."""
-    command = [sys.executable, "-m", "benchmarks.differential", "--judge", str(seed), str(num_programs)]
+    """Run the programs of a seed in a process of its own: kind, error and program of each."""
+    command = [sys.executable, "-m", "benchmarks.differential", "--run-seed", str(seed), str(num_programs)]
     environment = {**os.environ, "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""), "JAX_ENABLE_X64": "1"}
     late = False
     with subprocess.Popen(
@@ -124,12 +124,12 @@ def batch(seed: int, num_programs: int, patience: float) -> list[dict[str, Any]]
 _ROOT = pathlib.Path(__file__).parents[1]
 
 
-def judge(seed: int, num_programs: int) -> None:
+def run_seed(seed: int, num_programs: int) -> None:
     """Print a line of JSON for each program of a seed. Every second seed has a mesh, whose devices have one thread."""
     import hypothesis
 
     import jaxmaml
-    from tests.differential import judging, programs
+    from tests.differential import programs, verdicts
 
     if seed % 2:
         jaxmaml.task_mesh()
@@ -148,7 +148,7 @@ def judge(seed: int, num_programs: int) -> None:
         program = program._replace(mesh=program.mesh and seed % 2 == 1)
         began = time.monotonic()
         try:
-            verdict = judging.judged(program)
+            verdict = verdicts.verdict_of(program)
             kind, what = verdict.kind, {**verdict._asdict(), "error": verdict.error if verdict.error < 1e300 else None}
         except Exception as error:
             kind, what = "error", f"{type(error).__name__}: {error}"[:2000]
@@ -173,7 +173,7 @@ def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def markdown(*results: dict[str, Any]) -> str:
-    """How programs were judged, a row a version of JAX."""
+    """The verdicts, one row for each version of JAX."""
     lines = ["| JAX | Python | minutes | programs | " + " | ".join(KINDS) + " |", "| --- | --- |" + " --: |" * 9]
     for result in results:
         environment = result["runs"][-1]["environment"]
@@ -189,7 +189,7 @@ def _is_float64(each: dict[str, Any]) -> bool:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--judge"]:
-        judge(*map(int, sys.argv[2:4]))
+    if sys.argv[1:2] == ["--run-seed"]:
+        run_seed(*map(int, sys.argv[2:4]))
     else:
         main(tyro.cli(Config))

@@ -22,8 +22,8 @@ import tyro
 from rich.console import Console
 
 import jaxmaml
-from benchmarks import reporting
-from benchmarks.cases import CASES, Case
+from benchmarks.common import reporting
+from benchmarks.speed.cases import CASES, Case
 from jaxmaml.jax_internals import set_flag
 
 matplotlib.use("Agg")

@@ -1,8 +1,8 @@
 """How long one outer step takes: jaxmaml beside plain JAX and other libraries, in one run.
 
-python -m benchmarks.meta_step [--cases NAME ...] [--contenders NAME ...]
+python -m benchmarks.meta_step [--cases NAME ...] [--implementations NAME ...]
 
-Each contender is a process of its own. All compute the loss and meta-gradient of the same tasks first, which must
+Each implementation is a process of its own. All compute the loss and meta-gradient of the same tasks first, which must
 agree; then they are timed in turn, in several rounds, one at a time.
 """
 
@@ -11,19 +11,21 @@ import os
 import pathlib
 import tempfile
 import threading
+from typing import Annotated
 
 import jax
 import numpy as np
 import tyro
 from rich.console import Console
 
-from benchmarks import flops, reporting, tables
-from benchmarks.cases import ALL_CASES, CASES
-from benchmarks.contenders import NAMES
-from benchmarks.workers import BEFORE, Worker, prepare
+from benchmarks.common import reporting
+from benchmarks.speed import flops, tables
+from benchmarks.speed.cases import ALL_CASES, CASES
+from benchmarks.speed.implementations import NAMES
+from benchmarks.speed.workers import BEFORE, Worker, prepare
 
 # Of the largest entry of the gradient, in float32, where a rounding can turn a ReLU or a maximum over five inner steps
-# of 84 x 84 images. tests/benchmarks/test_rivals.py asks for 1e-9 in float64.
+# of 84 x 84 images. tests/benchmarks/test_baselines.py asks for 1e-9 in float64.
 _TOLERANCE = 5e-2
 # What the timed program may add to it where it multiplies in TF32: 0.47 on Omniglot, 20-way. Zeros would be 1 away.
 _MOST_ROUNDING = 0.75
@@ -35,19 +37,20 @@ class Config:
 
     Attributes:
       cases: Which meta-steps: of `cases.CASES`, or of `cases.CARD_CASES`, which fill a GPU.
-      contenders: By whom, of `contenders.NAMES` and `OTHERS`. Those that cannot be imported are left out, and named.
+      implementations: By whom, of `implementations.NAMES` and `OTHERS`. Those that cannot be imported are left out,
+        and named.
       rounds: How often each has its turn.
       seconds: Length of a turn; at least one step is taken.
-      processes: If more than one, the contenders of all cases are prepared first, by so many at once: for a GPU in a
-        machine of many cores.
+      processes: If more than one, the implementations of all cases are prepared first, by so many at once: for a GPU
+        in a machine of many cores.
       patience: Seconds for the preparation of a case, or of all; who is late is left out.
-      before: Root of a checkout of another version, by which contenders named `jaxmaml..._before` are run.
+      before: Root of a checkout of another version, by which implementations named `jaxmaml..._before` are run.
       output_dir: Where the result goes.
       name: Of its file.
     """
 
     cases: tuple[str, ...] = tuple(CASES)
-    contenders: tuple[str, ...] = NAMES
+    implementations: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--contenders"])] = NAMES
     rounds: int = 5
     seconds: float = 2.0
     processes: int = 1
@@ -58,21 +61,21 @@ class Config:
 
 
 def main(config: Config) -> None:
-    # The contenders share a GPU, and with this process, which measures its ceilings: JAX would take most of its memory
-    # for the first of them.
+    # The implementations share a GPU, and with this process, which measures its ceilings: JAX would take most of its
+    # memory for the first of them.
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     console, errors = Console(width=160), []
-    if config.before is None and any(name.endswith(BEFORE) for name in config.contenders):
-        raise SystemExit("The contenders named ..._before need `--before`, a checkout to run them in.")
+    if config.before is None and any(name.endswith(BEFORE) for name in config.implementations):
+        raise SystemExit("The implementations named ..._before need `--before`, a checkout to run them in.")
     result = {
         "command": reporting.command_line("benchmarks.meta_step"),
         "config": {**dataclasses.asdict(config), "output_dir": None, "before": None},
         "environment": reporting.environment(),
-        "rivals": reporting.versions("torch", "higher", "torchopt", "learn2learn"),
+        "baselines": reporting.versions("torch", "higher", "torchopt", "learn2learn"),
         "product_flops_per_second": flops.product_rates(),
         "copy_bytes_per_second": flops.copy_rate(),
         "protocol": "float32; milliseconds an outer step: loss and meta-gradient of fixed tasks, on sinusoids with "
-        "sampling and Adam's update; each contender alone on the machine in its turn"
+        "sampling and Adam's update; each implementation alone on the machine in its turn"
         + ("; products in TF32, but for the results that are compared" if jax.default_backend() == "gpu" else ""),
         "cases": {},
     }
@@ -82,7 +85,7 @@ def main(config: Config) -> None:
         for names in together:
             # Meanwhile: it takes seconds, in which a machine of many cores has others idle.
             threading.Thread(target=lambda names=names: [flops.needed(ALL_CASES[name]) for name in names]).start()
-            workers = prepare(names, config.contenders, path, config.processes, config.patience, config.before)
+            workers = prepare(names, config.implementations, path, config.processes, config.patience, config.before)
             for name in names:
                 console.print(f"{name}: {dataclasses.asdict(ALL_CASES[name])}")
                 try:
@@ -93,17 +96,17 @@ def main(config: Config) -> None:
                     continue
                 for left_out, why in measured["left_out"].items():
                     console.print(f"  {left_out} left out: {why}")
-                console.print(tables.contenders(name, measured, result["product_flops_per_second"]))
+                console.print(tables.implementations(name, measured, result["product_flops_per_second"]))
                 reporting.write_json(config.output_dir / f"{config.name}.json", result)
     if errors:
         raise SystemExit("\n".join(errors))
 
 
 def measure(case: str, workers: dict[str, Worker], config: Config) -> dict:
-    """Rounds of turns over the contenders of one case, which end with it."""
+    """Rounds of turns over the implementations of one case, which end with it."""
     rows, results, seconds, left_out = {}, {}, {}, {}
     try:
-        for name in config.contenders:
+        for name in config.implementations:
             worker = workers.get(name)
             said = worker.ask("check") if worker and worker.prepared else None
             if worker and said:
@@ -132,7 +135,7 @@ def measure(case: str, workers: dict[str, Worker], config: Config) -> dict:
 
 
 def compare(results: dict[str, dict]) -> dict[str, float]:
-    """Each contender's largest deviation from the first, as a share of the largest entry of the gradient."""
+    """Each implementation's largest deviation from the first, as a share of the largest entry of the gradient."""
     if not results:
         return {}
     first = next(iter(results.values()))

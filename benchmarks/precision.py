@@ -21,7 +21,7 @@ import tyro
 from jax import lax
 
 import jaxmaml
-from benchmarks import reporting
+from benchmarks.common import reporting
 from jaxmaml.execution.rewriting.programs import rewritten
 from jaxmaml.jax_internals import CONVOLUTION, DOT_GENERAL
 
@@ -38,7 +38,7 @@ class Config:
 
     Attributes:
       sinusoid_steps, character_steps: Outer steps of a training.
-      num_tasks: New tasks that judge it.
+      num_tasks: New tasks on which it is evaluated.
       data_dir: Of Omniglot's zips; procedural characters without.
       seed: Of everything that is drawn.
       output_dir: Where result and figure go.
@@ -53,7 +53,7 @@ class Config:
 
 
 class Problem(NamedTuple):
-    """A model, its tasks and how it is trained; `judged` is what an evaluation is asked for."""
+    """A model, its tasks and how it is trained; `metric` is the field of the evaluation."""
 
     loss_fn: jaxmaml.LossFn
     params: Any
@@ -62,7 +62,7 @@ class Problem(NamedTuple):
     step_size: float
     num_tasks: int
     outer_steps: int
-    judged: str
+    metric: str
 
 
 def main(config: Config) -> None:
@@ -73,7 +73,7 @@ def main(config: Config) -> None:
         "environment": reporting.environment(),
         "protocol": "one inner step, exact second-order gradients; gradient errors are Euclidean, as a share of the "
         "gradient in float64, over one batch of tasks, before training and after that in float32; trained from one "
-        "start on the same tasks, judged in float32"
+        "start on the same tasks, evaluated in float32"
         + ("; operands of every product rounded, sums in float32" if jax.default_backend() == "cpu" else ""),
         "problems": {},
     }
@@ -97,7 +97,7 @@ def sinusoid(config: Config) -> Problem:
         step_size=0.01,
         num_tasks=25,
         outer_steps=config.sinusoid_steps,
-        judged="query_loss",
+        metric="query_loss",
     )
 
 
@@ -117,7 +117,7 @@ def characters(config: Config) -> Problem:
         step_size=2.0,  # On the mean cross-entropy: the paper's 0.4 on a sum over 5 ways.
         num_tasks=32,
         outer_steps=config.character_steps,
-        judged="accuracy",
+        metric="accuracy",
     )
 
 
@@ -125,7 +125,7 @@ def measure(config: Config, name: str, problem: Problem, mesh: Any) -> tuple[dic
     """Rows of formats, and the query loss of each training."""
     task_key, train_key, test_key = jax.random.split(jax.random.key(config.seed + 1), 3)
     tasks = jax.vmap(problem.train)(jax.random.split(task_key, problem.num_tasks))
-    judge = make_learner(problem, "float32", optax.adam(1e-3))  # One for all, to be compiled once.
+    evaluator = make_learner(problem, "float32", optax.adam(1e-3))  # One for all, to be compiled once.
     rows, histories, trained = {}, {}, {}
     for precision in FORMATS:
         print(f"{name}: {precision}", flush=True)
@@ -141,9 +141,9 @@ def measure(config: Config, name: str, problem: Problem, mesh: Any) -> tuple[dic
         )
         histories[precision] = np.asarray(history.query_loss)
         options = {"num_inner_steps": 1, "num_tasks": config.num_tasks, "chunk_size": 4}
-        result = jaxmaml.evaluate(judge, problem.loss_fn, trained[precision], problem.test, test_key, **options)
-        curve = getattr(result, problem.judged)
-        rows[precision] = {problem.judged: float(curve.mean[1]), "ci95": float(curve.ci95[1])}
+        result = jaxmaml.evaluate(evaluator, problem.loss_fn, trained[precision], problem.test, test_key, **options)
+        curve = getattr(result, problem.metric)
+        rows[precision] = {problem.metric: float(curve.mean[1]), "ci95": float(curve.ci95[1])}
     for when, params in (("start", problem.params), ("end", trained["float32"].params)):
         errors = gradient_errors(problem, params, tasks)
         for precision, error in errors.items():

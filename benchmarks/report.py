@@ -13,9 +13,8 @@ import numpy as np
 import tyro
 
 import jaxmaml
-from benchmarks import reporting
-from benchmarks.recipes import RECIPES
-from benchmarks.reproduce import PROTOCOL
+from benchmarks.common import reporting
+from benchmarks.papers.recipes import PROTOCOL, RECIPES
 
 #: What a number is of; a result that differs in one of these is another row.
 EVALUATION = (
@@ -37,7 +36,7 @@ PICTURE = "reproduce.png"
 class Config:
     """Where results are read, and where the page goes."""
 
-    results_dir: pathlib.Path = pathlib.Path("benchmarks/results")
+    results_dir: pathlib.Path = pathlib.Path("benchmarks/results/papers")
     output: pathlib.Path = pathlib.Path("benchmarks/REPORT.md")
 
 
@@ -84,7 +83,7 @@ def page(results: list[dict[str, Any]]) -> str:
         "",
         table(results),
         "",
-        f"![Accuracy during training and against inner steps](results/{PICTURE})",
+        f"![Accuracy during training and against inner steps](results/papers/{PICTURE})",
         "",
         "Commands; their arguments are what differs from the paper's recipe:",
         "",

@@ -22,12 +22,10 @@ import rich.table
 import tyro
 
 import jaxmaml
-from benchmarks import pretraining, reporting
-from benchmarks.judge import Judge
-from benchmarks.recipes import RECIPES, Recipe
-
-#: Raised when what a result means changes, so that `benchmarks.report` does not mix them.
-PROTOCOL = 1
+from benchmarks.common import pretraining, reporting
+from benchmarks.papers import data
+from benchmarks.papers.recipes import PROTOCOL, RECIPES, Recipe
+from benchmarks.papers.scores import Scorer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +81,7 @@ def table() -> rich.table.Table:
 def run(name: str, config: Config, console: rich.console.Console) -> dict[str, Any] | None:
     recipe, mesh = config.fields, jaxmaml.task_mesh() if config.mesh else None
     learner = recipe.learner(mesh)
-    splits = load(recipe, config.data_dir)
+    splits = data.load(recipe, config.data_dir)
     sample = recipe.sampler(splits.train, recipe.num_queries)
     start = recipe.init()
     if config.dry_run:
@@ -100,7 +98,7 @@ def run(name: str, config: Config, console: rich.console.Console) -> dict[str, A
     reporting.write_json(folder / "recipe.json", dataclasses.asdict(recipe))
     keys = dict(zip(("train", "valid", "test"), jax.random.split(jax.random.key(recipe.seed), 3), strict=True))
     test = recipe.sampler(splits.test, recipe.num_test_queries)
-    judge = Judge(recipe, learner, test, keys["test"])
+    scorer = Scorer(recipe, learner, test, keys["test"])
     validation = jaxmaml.Validation(
         recipe.loss_fn(),
         recipe.sampler(splits.valid, recipe.num_test_queries),
@@ -140,7 +138,7 @@ def run(name: str, config: Config, console: rich.console.Console) -> dict[str, A
         seconds = time.perf_counter() - began
         record = {"step": step, "best_step": int(best.step)}
         if config.watch_test:
-            record |= judge.accuracy(best)
+            record |= scorer.accuracy(best)
         clock.add(seconds, record)
         console.print(record)
         if config.budget is not None and clock.seconds > 60 * config.budget:
@@ -162,7 +160,7 @@ def run(name: str, config: Config, console: rich.console.Console) -> dict[str, A
         "train_seconds": clock.seconds,
         "history": clock.records,
         "seconds_to_paper": clock.seconds_to(recipe.paper_accuracy),
-        **judge.result(best),
+        **scorer.result(best),
     }
     reporting.write_json(config.output_dir / f"reproduce_{name}.json", result)
     paper = reporting.percent(recipe.paper_accuracy, recipe.paper_ci95)
@@ -204,23 +202,6 @@ def pretrained(recipe: Recipe, splits: jaxmaml.tasks.Splits, folder: pathlib.Pat
         checkpoints=jaxmaml.Checkpoints(folder / "pretraining", every=1000),
     )
     return pretraining.with_new_head(params, recipe.init().params), seconds
-
-
-def load(recipe: Recipe, data_dir: pathlib.Path | None) -> jaxmaml.tasks.Splits:
-    if data_dir is not None and recipe.dataset == "omniglot":
-        return jaxmaml.tasks.omniglot.load(data_dir)
-    if data_dir is not None:
-        return jaxmaml.tasks.image_folders.mini_imagenet(data_dir)
-    splits = jaxmaml.tasks.strokes.load(images_per_class=30)
-    if recipe.dataset == "omniglot":
-        return splits
-    return jaxmaml.tasks.Splits(*(_enlarged(part) for part in splits))
-
-
-def _enlarged(classes: jaxmaml.tasks.ImageClasses) -> jaxmaml.tasks.ImageClasses:
-    """Procedural characters in the form of mini-ImageNet: 84 x 84, three channels."""
-    images = classes.images[:60].repeat(3, axis=2).repeat(3, axis=3).repeat(3, axis=4)
-    return jaxmaml.tasks.ImageClasses(images, classes.names[:60])
 
 
 if __name__ == "__main__":

@@ -22,9 +22,10 @@ import rich.table
 import tyro
 
 import jaxmaml
-from benchmarks import algorithms, omniglot, reporting, sinusoid, trained_run
-from benchmarks.curves import draw
-from benchmarks.problem import FineTuning, Problem, Setting, Start
+from benchmarks.adaptation import algorithms, omniglot, sinusoid, trained_run
+from benchmarks.adaptation.curves import draw
+from benchmarks.adaptation.problem import FineTuning, Problem, Setting, Start
+from benchmarks.common import reporting
 from jaxmaml import checks
 
 
@@ -131,7 +132,7 @@ def compare_algorithms(config: Config, problem: Problem, train_key, test_key, co
         learner, state, row = algorithms.train(algorithm, family, config.outer_steps, train_key)
         evaluation = jaxmaml.evaluate(
             learner,
-            algorithm.judge,
+            algorithm.evaluation_loss,
             state,
             problem.settings[0].test,
             test_key,
@@ -139,7 +140,7 @@ def compare_algorithms(config: Config, problem: Problem, train_key, test_key, co
             num_tasks=config.num_tasks,
             chunk_size=problem.chunk_size,
         )
-        rows[name] = row | {"command": command} | judged(problem, jax.device_get(evaluation))
+        rows[name] = row | {"command": command} | scored(problem, jax.device_get(evaluation))
         rows |= {name: rows.pop(name) for name in family.algorithms if name in rows}  # In the family's order.
         reporting.write_json(path, result)
     console.print(make_table(problem, problem.settings[0].name, rows, config))
@@ -184,8 +185,8 @@ def measure(
     def validation_score(candidate: tuple[float, float]) -> float:
         size, later = candidate
         number = min(num_tasks, problem.valid_tasks or num_tasks)
-        judged = fine_tuning(start.params, size, setting.valid, valid_key, number, later)
-        return _score(problem, curve(problem, judged).mean)
+        validated = fine_tuning(start.params, size, setting.valid, valid_key, number, later)
+        return _score(problem, curve(problem, validated).mean)
 
     size, later = min(candidates, key=validation_score) if len(candidates) > 1 else candidates[0]
     row: dict[str, Any] = {
@@ -195,10 +196,10 @@ def measure(
     if later != 1.0:  # From validation tasks in any case.
         row["later_step_size"] = later * size
     evaluation = fine_tuning(start.params, size, setting.test, test_key, num_tasks, later)
-    return row | judged(problem, evaluation)
+    return row | scored(problem, evaluation)
 
 
-def judged(problem: Problem, evaluation: jaxmaml.Evaluation) -> dict[str, Any]:
+def scored(problem: Problem, evaluation: jaxmaml.Evaluation) -> dict[str, Any]:
     """The curves of an evaluation, and its step counts."""
     values = curve(problem, evaluation)
     return {

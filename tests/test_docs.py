@@ -12,7 +12,9 @@ import pytest
 from nbclient import NotebookClient
 
 import jaxmaml
-from benchmarks import calibration, differential, memory, precision, report, reporting, tables
+from benchmarks import calibration, differential, memory, precision, report
+from benchmarks.common import reporting
+from benchmarks.speed import tables
 from tests import test_structure
 from tests.conftest import REPOSITORY
 
@@ -53,40 +55,42 @@ def test_code_blocks_run(page, quick_compiles):
     ],
 )
 def test_tables_are_the_committed_results(page, result, setting, steps):
-    stored = json.loads((RESULTS / f"step_counts_{result}.json").read_text())
+    stored = json.loads((RESULTS / "adaptation" / f"step_counts_{result}.json").read_text())
     assert reporting.markdown(stored, setting, steps) in (REPOSITORY / page).read_text()
-    assert (RESULTS / f"step_counts_{result}.png").exists()
+    assert (RESULTS / "adaptation" / f"step_counts_{result}.png").exists()
 
 
 def test_the_family_tables_are_the_committed_results():
-    stored = json.loads((RESULTS / "step_counts_sinusoid_algorithms.json").read_text())
+    stored = json.loads((RESULTS / "adaptation" / "step_counts_sinusoid_algorithms.json").read_text())
     assert reporting.markdown(stored, "5-shot", (0, 1, 5, 10)) in README
     assert {row["normalisation"] for row in stored["settings"]["5-shot"].values()} == {"none"}
-    assert (RESULTS / "step_counts_sinusoid_algorithms.png").exists()
+    assert (RESULTS / "adaptation" / "step_counts_sinusoid_algorithms.png").exists()
 
 
 def test_the_speed_and_memory_tables_are_the_committed_results():
     for page, *names in SPEED_TABLES:
-        results = [json.loads((RESULTS / f"{name}.json").read_text()) for name in names]
+        results = [json.loads((RESULTS / "speed" / f"{name}.json").read_text()) for name in names]
         assert tables.markdown(*results) in (REPOSITORY / page).read_text()
     pieces = [
-        json.loads((RESULTS / f"{name}.json").read_text())
+        json.loads((RESULTS / "speed" / f"{name}.json").read_text())
         for name in ("meta_step_pieces", "meta_step_pieces_sinusoids")
     ]
     assert tables.variants(*pieces) in (REPOSITORY / "benchmarks/README.md").read_text()
-    studies = json.loads((RESULTS / "memory.json").read_text())["studies"]
+    studies = json.loads((RESULTS / "memory" / "memory.json").read_text())["studies"]
     for title, sizes in MEMORY_TABLES.items():
         assert memory.markdown(studies[title], sizes) in README
-    assert (RESULTS / "memory.png").exists()
+    assert (RESULTS / "memory" / "memory.png").exists()
 
 
 def test_the_precision_table_is_the_committed_result():
-    assert precision.markdown(json.loads((RESULTS / "precision.json").read_text())["problems"]) in README
-    assert (RESULTS / "precision.png").exists()
+    assert precision.markdown(json.loads((RESULTS / "precision" / "precision.json").read_text())["problems"]) in README
+    assert (RESULTS / "precision" / "precision.png").exists()
 
 
 def test_the_differential_table_is_the_committed_results():
-    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("differential_jax_*.json"))]
+    results = [
+        json.loads(path.read_text()) for path in sorted((RESULTS / "differential").glob("differential_jax_*.json"))
+    ]
     assert len(results) == 2
     assert not any(result["totals"]["wrong"] for result in results)
     for page in ("README.md", "benchmarks/README.md"):
@@ -95,16 +99,16 @@ def test_the_differential_table_is_the_committed_results():
 
 def test_the_calibration_tables_are_the_committed_results():
     page = (REPOSITORY / "benchmarks" / "README.md").read_text()
-    for rows in json.loads((RESULTS / "calibration.json").read_text())["shots"].values():
+    for rows in json.loads((RESULTS / "calibration" / "calibration.json").read_text())["shots"].values():
         assert calibration.markdown(rows) in page
-    assert (RESULTS / "calibration.png").exists()
+    assert (RESULTS / "calibration" / "calibration.png").exists()
 
 
 def test_the_report_is_of_the_committed_results():
-    results = report.read(RESULTS)
+    results = report.read(RESULTS / "papers")
     assert report.page(results) == (REPOSITORY / "benchmarks" / "REPORT.md").read_text()
     assert report.table(results) in README
-    assert (RESULTS / report.PICTURE).exists()
+    assert (RESULTS / "papers" / report.PICTURE).exists()
 
 
 def test_contributing_names_every_package():

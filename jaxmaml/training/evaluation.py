@@ -128,7 +128,7 @@ def _evaluate(learner, loss_fn, num_inner_steps, chunk_size, state, sources, sam
     if not isinstance(sources, Task):
         check_sampler("tasks", sample, sources[0])
 
-    def judge(source):
+    def evaluated(source):
         task = sample(source)
         _, trace = learner.adapt(
             state, task.support, num_inner_steps=num_inner_steps, observe=lambda fast: loss_fn(fast, task.query)
@@ -141,7 +141,7 @@ def _evaluate(learner, loss_fn, num_inner_steps, chunk_size, state, sources, sam
         return loss, accuracy, trace.support_loss
 
     num_tasks = jax.tree.leaves(sources)[0].shape[0]
-    query_loss, accuracy, support_loss = jax.lax.map(judge, sources, batch_size=chunk_size or num_tasks)
+    query_loss, accuracy, support_loss = jax.lax.map(evaluated, sources, batch_size=chunk_size or num_tasks)
     return Evaluation(
         query_loss=_curve(query_loss),
         accuracy=None if accuracy is None else _curve(accuracy),

@@ -219,12 +219,12 @@ def _made_by(learner, state, sample_task, key, num_tasks, validation) -> dict[st
     def tasks_of(key):
         return draw(sample_task, key, num_tasks, 0)
 
-    judged = None if validation is None else functools.partial(validating.judged, learner, validation)
+    evaluated = None if validation is None else functools.partial(validating.evaluated, learner, validation)
     return {
         "program": fingerprints.of_program(learner.update, state, jax.eval_shape(tasks_of, key)),
         "tasks": fingerprints.of_program(tasks_of, key),
         "start": fingerprints.of_arrays(state),
-        "validation": None if judged is None else fingerprints.of_program(judged, state),
+        "validation": None if evaluated is None else fingerprints.of_program(evaluated, state),
     }
 
 

@@ -63,13 +63,13 @@ def check(settings: Any, learner: MetaLearner, state: MetaState) -> None:
     if settings.patience is not None:
         checks.positive_int("patience", settings.patience)
     try:
-        jax.eval_shape(lambda state: judged(learner, settings, state), state)
+        jax.eval_shape(lambda state: evaluated(learner, settings, state), state)
     except (TypeError, ValueError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"`validation` cannot be evaluated: {error}") from error
 
 
-def judged(learner: MetaLearner, settings: Validation, state: MetaState) -> Evaluation:
+def evaluated(learner: MetaLearner, settings: Validation, state: MetaState) -> Evaluation:
     """The evaluation of `state` on the validation tasks."""
     return evaluate(
         learner,
@@ -85,7 +85,7 @@ def judged(learner: MetaLearner, settings: Validation, state: MetaState) -> Eval
 
 def validated(learner: MetaLearner, settings: Validation, run: Run) -> tuple[Run, dict[str, float]]:
     """`run` after a validation of its state, and the metrics to report."""
-    result = judged(learner, settings, run.state)
+    result = evaluated(learner, settings, run.state)
     metrics = _last("valid_loss", result.query_loss)
     if result.accuracy is not None:
         metrics |= _last("valid_accuracy", result.accuracy)

@@ -1,4 +1,4 @@
-"""The calibration benchmark: its likelihood, and its judgement of what is calibrated and what is not."""
+"""The calibration benchmark: its likelihood, and its verdict on what is calibrated and what is not."""
 
 import json
 
@@ -22,11 +22,11 @@ def test_a_calibrated_prediction_is_seen_as_one():
     means = rng.normal(size=(200, 4, 50))
     chosen = np.take_along_axis(means, rng.integers(0, 4, size=(200, 1, 50)), axis=1)[:, 0]
     targets = chosen + 0.5 * rng.normal(size=chosen.shape)
-    good = calibration.judge(means, targets, 0.5)
+    good = calibration.score(means, targets, 0.5)
     assert good["calibration_error"] < 0.02
     for level, covered in good["coverage"].items():
         assert abs(float(level) - covered) < 0.03
-    narrow = calibration.judge(means.mean(1, keepdims=True), targets, 0.25)
+    narrow = calibration.score(means.mean(1, keepdims=True), targets, 0.25)
     assert narrow["calibration_error"] > 0.2
     assert narrow["nll"] > good["nll"]
     assert 0.4 < calibration.fitted_std(means, targets) < 0.6

@@ -8,7 +8,8 @@ import pytest
 
 import jaxmaml
 from benchmarks import report, reproduce, step_counts
-from benchmarks.recipes import RECIPES
+from benchmarks.papers import data
+from benchmarks.papers.recipes import RECIPES
 from tests import problems
 
 SMALL = {
@@ -159,6 +160,6 @@ def test_the_page_is_of_matching_results_only(tmp_path):
 
 
 def test_stand_ins_have_the_form_of_the_data():
-    splits = reproduce.load(RECIPES["maml-mini-imagenet-5w1s"], None)
+    splits = data.load(RECIPES["maml-mini-imagenet-5w1s"], None)
     assert splits.train.images.shape[2:] == (84, 84, 3)
     assert np.unique(splits.train.images).size > 2

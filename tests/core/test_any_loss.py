@@ -258,9 +258,9 @@ def test_within_a_shard_map_of_the_users_own(tasks, case):
     def step(state, tasks):
         new, info = learner.update(state, tasks)
         fast_params, _ = learner.adapt(state, jax.tree.map(lambda leaf: leaf[0], tasks.support))
-        judged = jaxmaml.evaluate(learner, penalised, state, tasks, num_inner_steps=2)
+        evaluated = jaxmaml.evaluate(learner, penalised, state, tasks, num_inner_steps=2)
         whole = (new.params, new.rule_params, info.grad_norm, fast_params)
-        return jax.tree.map(lambda leaf: leaf[None], whole), (info.query_loss, judged.query_loss.per_task)
+        return jax.tree.map(lambda leaf: leaf[None], whole), (info.query_loss, evaluated.query_loss.per_task)
 
     halves = [jax.tree.map(lambda leaf, at=at: leaf[at : at + 2], tasks) for at in (0, 2)]
     expected = jax.tree.map(lambda *parts: jnp.concatenate(parts), *(step(state, half) for half in halves))

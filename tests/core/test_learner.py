@@ -69,7 +69,7 @@ def test_anisotropic_quadratic_couples_coordinates(x64, quick_compiles):
 
 
 def meta_loss(learner, loss_fn, params, tasks):
-    """The definition, task by task: adapt on the support, judge on the query."""
+    """The definition, task by task: adapt on the support, evaluate on the query."""
     losses = []
     for index in range(jax.tree.leaves(tasks)[0].shape[0]):
         task = jax.tree.map(lambda leaf, index=index: leaf[index], tasks)

@@ -13,7 +13,7 @@ from tests.differential import terms
 
 
 class Program(NamedTuple):
-    """A choice on every axis; see `judging` for what the names mean."""
+    """A choice on every axis; see `verdicts` for what the names mean."""
 
     algorithm: str
     terms: tuple[str, ...]

@@ -14,7 +14,7 @@ SEEDS = range(6)
 PROGRAMS = 10
 
 
-def judged(monkeypatch, seed, num_programs):
+def found_by_seed(monkeypatch, seed, num_programs):
     """What was found, in a process that has the flags of users."""
     monkeypatch.setenv("XLA_FLAGS", "")
     return differential.batch(seed, num_programs, patience=1200.0)
@@ -28,7 +28,7 @@ def assert_no_faults(found):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 def test_programs(monkeypatch, seed):
-    found = judged(monkeypatch, seed, PROGRAMS)
+    found = found_by_seed(monkeypatch, seed, PROGRAMS)
     assert_no_faults(found)
     kinds = [each["kind"] for each in found]
     assert len(kinds) == PROGRAMS
@@ -39,7 +39,7 @@ def test_programs(monkeypatch, seed):
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("seed", range(1000, 1010))
 def test_more_programs(monkeypatch, seed):
-    assert_no_faults(judged(monkeypatch, seed, 20))
+    assert_no_faults(found_by_seed(monkeypatch, seed, 20))
 
 
 def test_references_are_textbook():

@@ -180,8 +180,8 @@ def test_support_labels_out_of_range_are_found(wrong):
     cause = r"support losses \[nan\].*labels outside of 0 ... num_ways - 1, an inner rule whose derivative"
     with pytest.raises(jaxmaml.NonFiniteError, match=cause):
         jaxmaml.fit(learner, state, sample, KEY, num_steps=3, num_tasks=2, progress=False)
-    judged = jaxmaml.evaluate(learner, loss_fn, state, sample, KEY, num_inner_steps=1, num_tasks=2)
-    assert np.isnan(judged.query_loss.mean[1])
+    result = jaxmaml.evaluate(learner, loss_fn, state, sample, KEY, num_inner_steps=1, num_tasks=2)
+    assert np.isnan(result.query_loss.mean[1])
 
 
 def test_a_support_loss_that_is_not_finite_is_found():

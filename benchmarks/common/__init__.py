@@ -1,0 +1,1 @@
+"""What several commands share: result files, tables and figures; ordinary classifiers to start from."""
