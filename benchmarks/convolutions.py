@@ -1,4 +1,4 @@
-"""Which way to compute a convolution and its slopes is faster, by matrix products or by XLA's own, layer by layer.
+"""Which is faster for a convolution and its VJPs, layer by layer: matmuls, or XLA's own convolution.
 
     python -m benchmarks.convolutions
 
@@ -128,7 +128,7 @@ def measure(config: Config, name: str, out: str, shared: bool) -> dict[str, Any]
 
 
 def table(rows: list[dict[str, Any]]) -> Table:
-    view = Table(title="own / products: below 1, XLA's own is faster; * is chosen")
+    view = Table(title="own / matmuls: below 1, XLA's own is faster; * is chosen")
     for column in ("layer", "kernels", *OPERANDS):
         view.add_column(column, justify="right" if column in OPERANDS else "left")
     for first in range(0, len(rows), len(OPERANDS)):

@@ -76,7 +76,7 @@ def main(config: Config) -> None:
         "copy_bytes_per_second": flops.copy_rate(),
         "protocol": "float32; milliseconds an outer step: loss and meta-gradient of fixed tasks, on sinusoids with "
         "sampling and Adam's update; each implementation alone on the machine in its turn"
-        + ("; products in TF32, but for the results that are compared" if jax.default_backend() == "gpu" else ""),
+        + ("; matmuls in TF32, except for the results that are compared" if jax.default_backend() == "gpu" else ""),
         "cases": {},
     }
     with tempfile.TemporaryDirectory() as folder:

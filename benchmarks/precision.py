@@ -1,4 +1,4 @@
-"""What products of fewer bits cost: how far the meta-gradient is off, and where training ends.
+"""The cost of low-precision matmuls: the error of the meta-gradient, and the result of training.
 
     python -m benchmarks.precision [--data-dir DATA_DIR]
 
@@ -197,7 +197,7 @@ def with_rounded_operands(function: Callable, bits: int) -> Callable:
 
 def markdown(results: dict[str, dict[str, dict]]) -> str:
     """Results as a Markdown table."""
-    lines = ["| | products | gradient error, start | end | trained with |", "| --- | --- | --: | --: | --: |"]
+    lines = ["| | matmul precision | gradient error, start | end | trained with |", "| --- | --- | --: | --: | --: |"]
     for name, rows in results.items():
         for precision, row in rows.items():
             start, end = (_percent(row[f"gradient_error_{when}"]) for when in ("start", "end"))
@@ -223,7 +223,7 @@ def figure(histories: dict[str, dict[str, np.ndarray]], path: pathlib.Path) -> N
             axis.plot(width * (np.arange(len(means)) + 0.5), means, style, label=precision)
         axis.set(title=name, xlabel="outer steps", ylabel="query loss", yscale="log")
         axis.grid(alpha=0.25, which="both")
-    axes[0].legend(title="products")
+    axes[0].legend(title="matmul precision")
     path.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(path, dpi=150)
     print(f"wrote {path}")

@@ -1,4 +1,4 @@
-"""Floating-point operations of a computation's products, and the rate at which this machine multiplies."""
+"""Floating-point operations of a computation's matmuls, and the peak throughput of this machine."""
 
 import functools
 import math
@@ -15,7 +15,7 @@ from jaxmaml.jax_internals import CONVOLUTION, DOT_GENERAL, jaxprs_in_params
 
 @functools.cache
 def needed(case: Case) -> int:
-    """Operations in the matrix products and convolutions of one meta-step, reverse over reverse, nothing twice."""
+    """Operations in the matmuls and convolutions of one meta-step by reverse over reverse, without recomputation."""
     params, tasks = case.problem()
     task = jax.tree.map(lambda leaf: leaf[0], tasks)
     loss_of = case.loss_fn(plain=True)
@@ -34,7 +34,7 @@ def needed(case: Case) -> int:
 
 
 def count(jaxpr) -> int:
-    """Multiplications and additions in the products of `jaxpr`, loops included."""
+    """Multiplications and additions in the matmuls and convolutions of `jaxpr`, loops included."""
     total = 0
     for eqn in jaxpr.eqns:
         if eqn.primitive is DOT_GENERAL:

@@ -23,7 +23,7 @@ def markdown(*results: dict) -> str:
     named = dict.fromkeys(name for result in results for name in implementations_of(result))
     others = [n for n in named if not n.startswith("jaxmaml") and any((case, n) in multiples for case in last)]
     copies = any("bytes_moved" in row for case in last for row in last[case]["cases"][case]["rows"].values())
-    columns = ["ms", "of product rate", *(["of copy rate"] if copies else []), "MB", "compile s", *others]
+    columns = ["ms", "% of peak matmul", *(["% of peak copy"] if copies else []), "MB", "compile s", *others]
     lines = ["| outer step | " + " | ".join(columns) + " |", "| --- |" + " --: |" * len(columns)]
     for case in sorted(last, key=list(ALL_CASES).index):
         result, rows = last[case], last[case]["cases"][case]["rows"]
