@@ -1,1 +1,1 @@
-"""Measurements, one question a script; see README.md in this folder."""
+"""Measurements: one command for each question; see README.md in this folder."""

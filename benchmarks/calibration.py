@@ -3,8 +3,9 @@
     python -m benchmarks.calibration
 
 Sinusoids with noise on few points leave many curves possible. Each method predicts a mixture of normals at new
-points: one for each of its models, all of one standard deviation, which is fitted to validation tasks. Reported are the
-negative log-likelihood, the error of the mean, and how often central intervals cover the truth.
+points: one for each of its models, all with the same standard deviation, which is fitted to validation tasks. The
+  benchmark reports
+the negative log-likelihood, the error of the mean, and how often central intervals cover the truth.
 """
 
 import dataclasses
@@ -32,12 +33,12 @@ class Config:
     """What to measure.
 
     Attributes:
-      shots: Support points of the new tasks; training has drawn as many.
-      num_particles: Models of the ensembles.
-      outer_steps: Training steps of each method.
-      num_tasks: New tasks.
-      seed: Of everything that is drawn.
-      output_dir: Where result and figure go.
+      shots: The numbers of support points of the new tasks, which are also those of training.
+      num_particles: The number of models in an ensemble.
+      outer_steps: The number of outer steps of each method.
+      num_tasks: The number of new tasks.
+      seed: The seed of all random draws.
+      output_dir: The folder of the result file and the figure.
     """
 
     shots: tuple[int, ...] = (2, 5)
@@ -73,20 +74,20 @@ def measure(config: Config, shots: int, console: Console) -> tuple[dict[str, dic
     model = jaxmaml.nn.MLP()
     loss_fn = jaxmaml.mean_squared_error(model.apply)
     keys = jax.random.split(init_key, config.num_particles)
-    # Widely different starts: the paper's own, 0.01 wide, would be one particle many times.
+    # Widely different initial parameters: with the paper's standard deviation of 0.01, all particles would be alike.
     particles = jax.vmap(lambda key: jax.tree.map(lambda p: 30 * p, model.init(key, jnp.zeros((1, 1)))))(keys)
     one = jax.tree.map(lambda leaf: leaf[:1], particles)
     outer = optax.chain(optax.clip_by_global_norm(10.0), optax.adam(1e-3))
 
     def descent(number: int) -> optax.GradientTransformation:
-        """0.01 for each of `number` models, whose mean loss has that much smaller gradients."""
+        """Gradient descent at 0.01 for each of `number` models, whose mean loss has smaller gradients."""
         clip = jaxmaml.clip_by_global_norm(10.0 * number**0.5)
         return optax.chain(optax.scale(number), clip, optax.sgd(0.01))
 
     options: dict[str, Any] = {"num_inner_steps": 5}
     learners = {
         "MAML": (jaxmaml.maml(jaxmaml.ensemble(loss_fn), descent(1), outer, **options), one),
-        # The mean loss of particles that do not see each other: as many initialisations, each trained alone.
+        # The mean loss of independent particles: each initialisation is trained as if alone.
         "ensemble of MAML": (
             jaxmaml.maml(jaxmaml.ensemble(loss_fn), descent(config.num_particles), outer, **options),
             particles,
@@ -128,7 +129,7 @@ def measure(config: Config, shots: int, console: Console) -> tuple[dict[str, dic
 
 
 def log_likelihood(means: np.ndarray, targets: np.ndarray, std: float) -> np.ndarray:
-    """Of an equal mixture of normals at `means [tasks, models, points]`, in nats a point, `[tasks, points]`."""
+    """The log-likelihood in nats, `[tasks, points]`, of an equal mixture of normals at `means [tasks, models, points]`."""
     away = (targets[:, None] - means) / std
     logs = -0.5 * away**2 - np.log(std) - 0.5 * np.log(2 * np.pi)
     top = logs.max(1, keepdims=True)

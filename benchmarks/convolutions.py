@@ -2,8 +2,8 @@
 
     python -m benchmarks.convolutions
 
-The layers of the paper's models and of ResNet-12, with one kernel for all tasks and with one for each. `chosen` is what
-`jaxmaml.nn.conv_general_dilated` takes by itself; its bounds (`jaxmaml/nn/cpu.py`) rest on such tables.
+The layers of the paper's models and of ResNet-12, with one kernel for all tasks and with one for each. `chosen` is the
+choice of `jaxmaml.nn.conv_general_dilated`; its bounds (`jaxmaml/nn/conv/cpu.py`) are based on such tables.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from jaxmaml.nn.conv.spec import OPERANDS, ConvSpec
 
 
 class Layer(NamedTuple):
-    """A layer of 3 x 3 windows and how many images of a task it sees."""
+    """A layer of 3 x 3 windows, and the number of a task's images that it processes."""
 
     side: int
     stride: int
@@ -63,10 +63,10 @@ class Config:
     """What to time.
 
     Attributes:
-      num_tasks: Tasks at once.
-      layers: Of `LAYERS`.
-      repeats: Runs, of which the fastest counts.
-      output_dir: Where the result goes.
+      num_tasks: The number of tasks at once.
+      layers: Names of `LAYERS`.
+      repeats: The number of runs, of which the fastest counts.
+      output_dir: The folder of the result file.
     """
 
     num_tasks: int = 4
@@ -97,7 +97,7 @@ def main(config: Config) -> None:
 
 
 def measure(config: Config, name: str, out: str, shared: bool) -> dict[str, Any]:
-    """Microseconds of both ways, and which one is chosen."""
+    """The time of both implementations in microseconds, and which one is chosen."""
     layer = LAYERS[name]
     groups, examples = (1, config.num_tasks * layer.num_examples) if shared else (config.num_tasks, layer.num_examples)
     spec = layer.spec

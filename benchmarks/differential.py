@@ -1,11 +1,12 @@
-"""Whether jaxmaml computes what plain JAX computes, on programs made at random.
+"""Whether jaxmaml computes what plain JAX computes, on random programs.
 
     python -m benchmarks.differential --minutes 60
 
 A program is a loss of several terms with a choice on every axis (`tests/differential/programs.py`). Its meta-gradient
 by jaxmaml under `jit`, with the compile flags that users have, is compared with that of a textbook reference without
-`jit`. Programs come in batches of one seed, each in a process of its own, as many at once as there are cores. A run is
-added to the earlier ones of the same version of JAX in the result file, and begins with the first seed that they lack.
+`jit`. Programs come in batches of one seed, each in its own process, and one for each core at the same time. A run is
+added to the earlier runs with the same version of JAX in the result file, and begins with the first seed that they
+lack.
 """
 
 import collections
@@ -25,23 +26,23 @@ from rich.console import Console
 
 from benchmarks.common import reporting
 
-#: What a program may turn out to be; the last four are faults.
+#: The possible verdicts on a program; the last four are faults.
 KINDS = ("equal", "refused", "xla", "wrong", "error", "crash", "late")
 FAULTS = KINDS[3:]
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """How long to look, and where to begin.
+    """How long to search, and where to begin.
 
     Attributes:
-      minutes: No batch begins later than that.
-      first_seed: Of the first batch; the others follow. The first of a run not yet in the result file by default.
-      num_programs: In a batch.
-      batches: At most so many; `None` for as many as there is time for.
-      processes: At once.
-      patience: Seconds for a batch; what it did not get to is `late`.
-      output_dir: Where the result file is, or goes.
+      minutes: No batch begins after this time.
+      first_seed: The seed of the first batch; by default the first that is not in the result file.
+      num_programs: The number of programs in a batch.
+      batches: The largest number of batches; `None` for as many as there is time for.
+      processes: The number of processes at once.
+      patience: The time for a batch in seconds; the rest of the batch is `late`.
+      output_dir: The folder of the result file.
     """
 
     minutes: float = 60.0
@@ -80,7 +81,7 @@ def main(config: Config) -> None:
 
 
 def search(config: Config, seed: int) -> tuple[list[dict[str, Any]], int, float]:
-    """Run seeds for this long; what was found, the last seed, and the minutes that it took."""
+    """Run seeds for this long; return what was found, the last seed, and the minutes taken."""
     console, found = Console(), []
     began, last = time.monotonic(), seed - 1
     with concurrent.futures.ThreadPoolExecutor(config.processes) as pool:
@@ -125,7 +126,7 @@ _ROOT = pathlib.Path(__file__).parents[1]
 
 
 def run_seed(seed: int, num_programs: int) -> None:
-    """Print a line of JSON for each program of a seed. Every second seed has a mesh, whose devices have one thread."""
+    """Print a line of JSON for each program of a seed. Every second seed has a mesh of single-threaded devices."""
     import hypothesis
 
     import jaxmaml

@@ -3,8 +3,8 @@
 python -m benchmarks.memory
 
 Inner steps: an MLP with four hidden layers of 128 on 256 points, 4 tasks, and Conv4-32 on 84 x 84 images, one task.
-Tasks: Conv4-64 on Omniglot's shapes. Memory is what XLA reserves beside inputs and outputs; what would not fit is
-compiled, and its time left out.
+Tasks: Conv4-64 on Omniglot's shapes. Memory is what XLA reserves beside inputs and outputs. Programs that would not
+fit are compiled and not run, so that their time is missing.
 """
 
 import dataclasses
@@ -42,12 +42,12 @@ class Config:
     """What to measure.
 
     Attributes:
-      inner_steps: Of the MLP.
-      conv_inner_steps: Of Conv4 on 84 x 84 images.
-      num_tasks: Of the step on Omniglot's shapes.
-      time_limit: Seconds a step; what a smaller problem says would take longer is not run.
-      memory_limit: Bytes; what needs more is not run.
-      output_dir: Where result and figure go.
+      inner_steps: The numbers of inner steps of the MLP.
+      conv_inner_steps: The numbers of inner steps of Conv4 on 84 x 84 images.
+      num_tasks: The numbers of tasks on Omniglot's shapes.
+      time_limit: The largest time of a step in seconds; a problem that would take longer, by a smaller one, is not run.
+      memory_limit: The largest memory in bytes; a program that needs more is not run.
+      output_dir: The folder of the result file and the figure.
     """
 
     inner_steps: tuple[int, ...] = (1, 3, 10, 30, 100, 300, 1000)
@@ -120,7 +120,7 @@ def study(
     inner_optimizer: optax.GradientTransformation,
     modes: tuple[str, ...] = tuple(MODES),
 ) -> dict[str, list[dict]]:
-    """Bytes and milliseconds of each mode at each size; modes take turns at a size, so that their ratios hold."""
+    """Bytes and milliseconds of each mode at each size; modes take turns, so that their ratios are meaningful."""
     rows: dict[str, list[dict]] = {mode: [] for mode in modes}
     for size in sizes:
         loss_fn, params, tasks = make(size)

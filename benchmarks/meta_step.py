@@ -2,8 +2,8 @@
 
 python -m benchmarks.meta_step [--cases NAME ...] [--implementations NAME ...]
 
-Each implementation is a process of its own. All compute the loss and meta-gradient of the same tasks first, which must
-agree; then they are timed in turn, in several rounds, one at a time.
+Each implementation runs in its own process. First all compute the loss and meta-gradient of the same tasks, which must
+agree; then they are timed one at a time, in several rounds.
 """
 
 import dataclasses
@@ -24,10 +24,10 @@ from benchmarks.speed.cases import ALL_CASES, CASES
 from benchmarks.speed.implementations import NAMES
 from benchmarks.speed.workers import BEFORE, Worker, prepare
 
-# Of the largest entry of the gradient, in float32, where a rounding can turn a ReLU or a maximum over five inner steps
-# of 84 x 84 images. tests/benchmarks/test_baselines.py asks for 1e-9 in float64.
+# As a share of the gradient's largest entry, in float32, where rounding can change the branch of a ReLU or a maximum
+# in five inner steps of 84 x 84 images. tests/benchmarks/test_baselines.py asks for 1e-9 in float64.
 _TOLERANCE = 5e-2
-# What the timed program may add to it where it multiplies in TF32: 0.47 on Omniglot, 20-way. Zeros would be 1 away.
+# The same for programs in TF32, which was 0.47 on Omniglot, 20-way. A gradient of zeros would deviate by 1.
 _MOST_ROUNDING = 0.75
 
 
@@ -36,17 +36,17 @@ class Config:
     """What to time.
 
     Attributes:
-      cases: Which meta-steps: of `cases.CASES`, or of `cases.CARD_CASES`, which fill a GPU.
-      implementations: By whom, of `implementations.NAMES` and `OTHERS`. Those that cannot be imported are left out,
-        and named.
-      rounds: How often each has its turn.
-      seconds: Length of a turn; at least one step is taken.
-      processes: If more than one, the implementations of all cases are prepared first, by so many at once: for a GPU
+      cases: Names of `cases.CASES`, or of `cases.CARD_CASES`, which fill a GPU.
+      implementations: Names of `implementations.NAMES` and `OTHERS`. Those that cannot be imported are left out and
+        reported.
+      rounds: The number of turns of each.
+      seconds: The length of a turn; at least one step is taken.
+      processes: If more than one, the implementations of all cases are prepared first, this many at once; for a GPU
         in a machine of many cores.
-      patience: Seconds for the preparation of a case, or of all; who is late is left out.
-      before: Root of a checkout of another version, by which implementations named `jaxmaml..._before` are run.
-      output_dir: Where the result goes.
-      name: Of its file.
+      patience: The time for preparing a case, or all cases, in seconds; later implementations are left out.
+      before: Root of a checkout of another version, which runs the implementations named `jaxmaml..._before`.
+      output_dir: The folder of the result file.
+      name: The name of the result file.
     """
 
     cases: tuple[str, ...] = tuple(CASES)
@@ -83,7 +83,7 @@ def main(config: Config) -> None:
         path = pathlib.Path(folder)
         together = [config.cases] if config.processes > 1 else [(name,) for name in config.cases]
         for names in together:
-            # Meanwhile: it takes seconds, in which a machine of many cores has others idle.
+            # In a thread, since it takes seconds and other cores are idle.
             threading.Thread(target=lambda names=names: [flops.needed(ALL_CASES[name]) for name in names]).start()
             workers = prepare(names, config.implementations, path, config.processes, config.patience, config.before)
             for name in names:
@@ -103,7 +103,7 @@ def main(config: Config) -> None:
 
 
 def measure(case: str, workers: dict[str, Worker], config: Config) -> dict:
-    """Rounds of turns over the implementations of one case, which end with it."""
+    """Time the implementations of one case in rounds, and end their processes."""
     rows, results, seconds, left_out = {}, {}, {}, {}
     try:
         for name in config.implementations:
@@ -119,7 +119,7 @@ def measure(case: str, workers: dict[str, Worker], config: Config) -> dict:
                 raise ValueError(f"{name} times another gradient than its own, {row['rounding']:.1e} away.")
         for _ in range(config.rounds):
             for name, taken in seconds.items():
-                # A step of many seconds is not taken five times over.
+                # A step of many seconds is timed once only.
                 if not taken or np.median(taken) < 5 * config.seconds:
                     taken += workers[name].ask(str(config.seconds))
     finally:

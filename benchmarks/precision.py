@@ -2,8 +2,8 @@
 
     python -m benchmarks.precision [--data-dir DATA_DIR]
 
-On a GPU or TPU by `matmul_precision`. A CPU multiplies in float32 only: there the operands of every product are rounded
-to the format's bits and the sums left in float32, which is what such units compute.
+On a GPU or TPU by `matmul_precision`. A CPU has float32 only: there the operands of every matmul are rounded to the
+format and summed in float32, which is what the hardware computes.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from jaxmaml.jax_internals import CONVOLUTION, DOT_GENERAL
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-# Names as `matmul_precision` takes them, and the bits of their fractions; all have float32's eight of the exponent.
+# Values of `matmul_precision`, and the bits of their fractions; all have float32's eight bits of the exponent.
 FORMATS = {"float32": 23, "tensorfloat32": 10, "bfloat16": 7}
 
 
@@ -37,11 +37,11 @@ class Config:
     """What to measure.
 
     Attributes:
-      sinusoid_steps, character_steps: Outer steps of a training.
-      num_tasks: New tasks on which it is evaluated.
-      data_dir: Of Omniglot's zips; procedural characters without.
-      seed: Of everything that is drawn.
-      output_dir: Where result and figure go.
+      sinusoid_steps, character_steps: The number of outer steps of a training.
+      num_tasks: The number of new tasks for the evaluation.
+      data_dir: The folder of Omniglot's zips; by default procedural characters are used.
+      seed: The seed of all random draws.
+      output_dir: The folder of the result file and the figure.
     """
 
     sinusoid_steps: int = 5000
@@ -122,7 +122,7 @@ def characters(config: Config) -> Problem:
 
 
 def measure(config: Config, name: str, problem: Problem, mesh: Any) -> tuple[dict[str, dict], dict[str, np.ndarray]]:
-    """Rows of formats, and the query loss of each training."""
+    """The row of each format, and the query loss during each training."""
     task_key, train_key, test_key = jax.random.split(jax.random.key(config.seed + 1), 3)
     tasks = jax.vmap(problem.train)(jax.random.split(task_key, problem.num_tasks))
     evaluator = make_learner(problem, "float32", optax.adam(1e-3))  # One for all, to be compiled once.
@@ -152,10 +152,10 @@ def measure(config: Config, name: str, problem: Problem, mesh: Any) -> tuple[dic
 
 
 def gradient_errors(problem: Problem, params: Any, tasks: jaxmaml.Task) -> dict[str, float]:
-    """Of each format, and for comparison of first-order MAML: `|g - g64| / |g64|`."""
+    """`|g - g64| / |g64|` of each format, and for comparison of first-order MAML."""
 
     def gradient(params, tasks, precision="float32", **options):
-        # A trace without decay is the last gradient.
+        # `optax.trace` without decay has the last gradient as its state.
         learner = make_learner(problem, precision, optax.trace(0.0), **options)
         state, _ = jax.jit(learner.update)(learner.init(params), tasks)
         return np.concatenate([np.ravel(leaf).astype(float) for leaf in jax.tree.leaves(state.opt_state)])
@@ -184,7 +184,7 @@ def make_learner(problem: Problem, precision: str, outer_optimizer: Any, **optio
 
 
 def with_rounded_operands(function: Callable, bits: int) -> Callable:
-    """`function` with the operands of every product rounded to a fraction of so many bits."""
+    """`function` with the operands of every matmul rounded to `bits` bits of the fraction."""
     round_to = functools.partial(lax.reduce_precision, exponent_bits=8, mantissa_bits=bits)
 
     def replacement(eqn):

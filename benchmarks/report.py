@@ -16,7 +16,7 @@ import jaxmaml
 from benchmarks.common import reporting
 from benchmarks.papers.recipes import PROTOCOL, RECIPES
 
-#: What a number is of; a result that differs in one of these is another row.
+#: The fields that define a row of a paper's table; a result that differs in one of them does not belong to the row.
 EVALUATION = (
     "algorithm",
     "dataset",
@@ -57,7 +57,7 @@ def read(results_dir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def refuse_mismatch(result: dict[str, Any]) -> None:
-    """Raise where a result is not of the row that its name says, or of other code."""
+    """Raise if a result is not of the row that its name says, or was made by another version."""
     name = result["name"]
     if result["protocol"] != PROTOCOL or result["version"].split(".")[:2] != jaxmaml.__version__.split(".")[:2]:
         raise SystemExit(
@@ -66,7 +66,7 @@ def refuse_mismatch(result: dict[str, Any]) -> None:
         )
     row = dataclasses.asdict(RECIPES[name])
     other = [field for field in EVALUATION if result["recipe"][field] != row[field]]
-    # How long, is a matter of training; whether, makes it another row.
+    # The length of pretraining may differ, but not whether there is any.
     if (result["recipe"].get("pretrain_steps", 0) > 0) != (row["pretrain_steps"] > 0):
         other.append("pretrain_steps")
     if other or result["data"] != "real":
@@ -93,7 +93,7 @@ def page(results: list[dict[str, Any]]) -> str:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """One row a result, in Markdown."""
+    """One row for each result, in Markdown."""
     lines = [
         "| recipe | paper | ours | outer steps | minutes | to the paper's number | queries a class | normalisation "
         "| device |",
@@ -122,7 +122,7 @@ def _cores(environment: dict[str, Any]) -> str:
 
 
 def figure(results: list[dict[str, Any]], path: pathlib.Path) -> None:
-    """A row of panels a data set: accuracy during training, and of the chosen state against inner steps."""
+    """A row of panels for each data set: accuracy during training, and of the chosen state against inner steps."""
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
     from matplotlib.ticker import MaxNLocator

@@ -3,9 +3,9 @@
     python -m benchmarks.reproduce --list
     python -m benchmarks.reproduce --recipe maml-omniglot-5w1s --data-dir DATA_DIR
 
-Trains as the recipe says (some start from a classifier of the training classes), keeps the state that validates best,
-and evaluates it on meta-test tasks. Every field of the recipe is an argument (`--outer-steps 5000`), and the resolved
-recipe is part of the result. A run that was stopped goes on with `--resume`.
+Trains as the recipe says (some start from a classifier of the training classes), keeps the state with the best
+validation score, and evaluates it on meta-test tasks. Every field of the recipe is an argument (`--outer-steps
+5000`), and the resolved recipe is part of the result. `--resume` continues a run that was stopped.
 """
 
 import argparse
@@ -116,7 +116,7 @@ def run(name: str, config: Config, console: rich.console.Console) -> dict[str, A
     step = clock.records[-1]["step"] if clock.records else 0
 
     def train(until: int) -> jaxmaml.MetaState:
-        """The best state by outer step `until`; goes on from the last checkpoint."""
+        """The best state up to outer step `until`, resuming from the last checkpoint."""
         best, _ = jaxmaml.fit(
             learner,
             start,
@@ -169,7 +169,7 @@ def run(name: str, config: Config, console: rich.console.Console) -> dict[str, A
 
 
 class Clock:
-    """Seconds of training over all parts of a run, and what was found when."""
+    """The training time over all parts of a run, and the results at each validation."""
 
     def __init__(self, path: pathlib.Path):
         self.path = path
@@ -186,13 +186,13 @@ class Clock:
         partial.replace(self.path)
 
     def seconds_to(self, accuracy: float | None) -> float | None:
-        """When the meta-test accuracy first was so high; `None` for never, or if it was not watched."""
+        """The time when the meta-test accuracy first reached `accuracy`; `None` if it did not, or was not evaluated."""
         reached = (r["seconds"] for r in self.records if accuracy and r.get("test_accuracy", 0.0) >= accuracy)
         return next(reached, None)
 
 
 def pretrained(recipe: Recipe, splits: jaxmaml.tasks.Splits, folder: pathlib.Path) -> tuple[Any, float]:
-    """Parameters to start from: the body of a classifier of the training classes. And the seconds it took."""
+    """The body of a classifier of the training classes as initial parameters, and the seconds taken."""
     params, seconds = pretraining.pretrain(
         recipe.model,
         splits.train.images,

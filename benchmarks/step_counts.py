@@ -31,7 +31,7 @@ from jaxmaml import checks
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Compare starts by the gradient steps that a new task needs from them."""
+    """Compare initial parameters by the gradient steps that a new task needs."""
 
     task: Literal["sinusoid", "omniglot"] = "sinusoid"
     """Family of tasks. Omniglot without a data directory means procedural characters."""
@@ -149,7 +149,7 @@ def compare_algorithms(config: Config, problem: Problem, train_key, test_key, co
 
 
 def kept_rows(path: pathlib.Path, result: dict[str, Any]) -> dict[str, Any]:
-    """Rows of an earlier run of other algorithms, where all else was the same: one can be measured again alone."""
+    """The rows of an earlier run with the same set-up and other algorithms, so that one can be measured alone."""
     if not path.exists():
         return {}
     earlier = json.loads(path.read_text())
@@ -176,7 +176,7 @@ def make_problem(config: Config, key) -> Problem:
 def measure(
     problem: Problem, setting: Setting, start: Start, fine_tuning: FineTuning, valid_key, test_key, num_tasks: int
 ) -> dict[str, Any]:
-    """Adapt to the test tasks, with the step sizes among the start's candidates that validation tasks like best."""
+    """Adapt to the test tasks, with those of the start's candidate step sizes that are best on validation tasks."""
     if start.step_size is None:
         candidates, found = [(size, 1.0) for size in problem.step_sizes], "validation tasks"
     else:
@@ -216,7 +216,7 @@ def curve(problem: Problem, evaluation: jaxmaml.Evaluation) -> jaxmaml.Curve:
 
 
 def _score(problem: Problem, mean: jax.Array) -> float:
-    """Lower is better; a start that diverges is worst."""
+    """The value to minimise; infinite for a start that diverges."""
     value = float(np.mean(mean[1:]))
     if not np.isfinite(value):
         return float("inf")

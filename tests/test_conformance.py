@@ -103,8 +103,8 @@ def test_finite_differences(x64, name):
         params, rule_params = jax.tree.map(lambda p, d: p + by * d, learned, direction)
         return jnp.mean(update(state._replace(params=params, rule_params=rule_params), tasks)[1].query_loss)
 
-    slope = (loss(1e-6) - loss(-1e-6)) / 2e-6
-    np.testing.assert_allclose(optax.tree.vdot(gradient, direction), slope, rtol=2e-6, atol=1e-9)
+    difference = (loss(1e-6) - loss(-1e-6)) / 2e-6
+    np.testing.assert_allclose(optax.tree.vdot(gradient, direction), difference, rtol=2e-6, atol=1e-9)
 
 
 RULES = {

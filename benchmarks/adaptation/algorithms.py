@@ -19,13 +19,13 @@ class Algorithm:
     """A recipe.
 
     Attributes:
-      learner: Made for a number of outer steps, since schedules depend on it.
-      params: Where it starts.
-      evaluation_loss: `(fast_params, batch) -> loss` or `(loss, {"accuracy": ...})`, of what is deployed.
-      recipe: In words, for the result file.
-      normalisation: Whose statistics the model normalises by.
-      untrained: It is the start of all training that is evaluated.
-      outer_steps: Where it takes fewer than the family, because its steps are long.
+      learner: Makes the learner for a number of outer steps, on which schedules depend.
+      params: The initial parameters.
+      evaluation_loss: `(fast_params, batch) -> loss` or `(loss, {"accuracy": ...})`, for evaluation.
+      recipe: The recipe in words, for the result file.
+      normalisation: The statistics that the model normalises by.
+      untrained: Whether the initial parameters are evaluated without training.
+      outer_steps: The number of outer steps, if fewer than the family's.
     """
 
     learner: Callable[[int], jaxmaml.MetaLearner]

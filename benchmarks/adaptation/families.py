@@ -15,21 +15,21 @@ from jaxmaml.training.samplers import Sampler
 def sinusoid(key: chex.PRNGKey) -> Family:
     """Five inner steps of 0.01 on 5 points wherever the algorithm has no step size of its own.
 
-    Inner gradients are clipped: five points can be steep enough for a step of 0.01 to overshoot, and one such task is
-    the whole meta-gradient.
+    Inner gradients are clipped: on five points a step of 0.01 can overshoot, and one such task would dominate the
+    meta-gradient.
     """
     model, x = jaxmaml.nn.MLP(), jnp.zeros((1, 1))
     params = model.init(key, x)
 
     def blind(apply):
-        """Tasks may carry their amplitude and phase, for an oracle; these see x alone."""
+        """Without the amplitude and phase that inputs may include for an oracle."""
         return jaxmaml.mean_squared_error(lambda params, inputs: apply(params, inputs[:, :1]))
 
     loss_fn, clipped = blind(model.apply), jaxmaml.clip_by_global_norm(10.0)
     adam = optax.chain(optax.clip_by_global_norm(10.0), optax.adam(1e-3))
     sgd = optax.chain(clipped, optax.sgd(0.01))
     context, warp = jaxmaml.nn.MLP(num_context=5), jaxmaml.nn.MLP(warp=True)
-    # Widely different particles: the paper's initialisation, 0.01 wide, would be one of them many times.
+    # Widely different particles: with the paper's standard deviation of 0.01 they would all be alike.
     wide = jax.tree.map(lambda leaf: 30.0 * leaf, jax.vmap(lambda key: model.init(key, x))(jax.random.split(key, 10)))
 
     def mixture(params, inputs):
@@ -89,8 +89,8 @@ def sinusoid(key: chex.PRNGKey) -> Family:
             lambda num_steps: jaxmaml.imaml(
                 loss_fn,
                 optax.chain(clipped, optax.sgd(0.005)),
-                # Nothing in an implicit gradient keeps curvature below what inner steps can bear: a constant outer step
-                # size ends in inner steps that overshoot.
+                # An implicit gradient does not limit the curvature, so that inner steps can overshoot with a constant
+                # outer step size ends in inner steps that overshoot.
                 optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(1e-3, num_steps))),
                 num_inner_steps=32,
                 strength=20.0,
@@ -145,12 +145,12 @@ def sinusoid(key: chex.PRNGKey) -> Family:
             jaxmaml.maml, sgd, adam, untrained=True, recipe="steps of 0.01 from a random initialisation"
         ),
     }
-    # New tasks have 5 points, and so have those of training: what learns its rates on more takes longer steps.
+    # Training tasks have 5 points, as new tasks have: rates learned on more points would be too long.
     return Family(algorithms, jaxmaml.tasks.sinusoid(5, 10), num_tasks=25, outer_steps=15_000, steps_per_dispatch=1000)
 
 
 def omniglot(key: chex.PRNGKey, sample: Sampler, num_ways: int) -> Family:
-    """One inner step of 2.0 on the mean cross-entropy, 0.4 on the sum over ways, wherever nothing else is said.
+    """One inner step of 2.0 on the mean cross-entropy (0.4 on the sum over ways), unless the recipe says otherwise.
 
     The outer step size falls from five times the papers' along a cosine: training is short.
     """

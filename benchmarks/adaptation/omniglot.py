@@ -15,13 +15,13 @@ from benchmarks.adaptation.problem import Problem, Setting, Start, joint_start, 
 
 NUM_WAYS = 5
 STEP_SIZE = 2.0  # On the mean cross-entropy: the paper's 0.4 on a sum over 5 ways.
-# Without second derivatives that is too far: of 2, 0.5 and 0.1 this was best on validation tasks after 2,000 steps.
+# Without second derivatives a step of 2 is too long: of 2, 0.5 and 0.1 this was best on validation tasks.
 FIRST_ORDER_STEP_SIZE = 0.5
 OUTER_STEPS = 11_000
 
 
 def make(key: chex.PRNGKey, outer_steps: int | None, data_dir: pathlib.Path | None) -> Problem:
-    """The paper's recipe, 1 inner step, 32 tasks, Adam 1e-3, for as many steps as fit half an hour."""
+    """The paper's recipe, 1 inner step, 32 tasks, Adam 1e-3, for as many outer steps as fit half an hour."""
     splits = jaxmaml.tasks.omniglot.load(data_dir) if data_dir else jaxmaml.tasks.strokes.load()
     outer_steps = outer_steps or OUTER_STEPS
     model = jaxmaml.nn.Conv4.omniglot(NUM_WAYS)

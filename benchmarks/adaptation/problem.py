@@ -1,4 +1,4 @@
-"""What the step-count benchmark compares: starts for a new task, on a family of tasks."""
+"""What the step-count benchmark compares: initial parameters (starts) for new tasks of a family."""
 
 import dataclasses
 import functools
@@ -23,13 +23,13 @@ class Start:
     """Parameters from which a new task is learned by gradient descent.
 
     Attributes:
-      name: For tables.
+      name: The name in tables.
       params: The parameters.
       loss_fn: The loss that is minimised and evaluated.
-      step_size: Of the descent; `None` to search for the best on validation tasks.
-      outer_steps: Training steps behind `params`.
-      seconds: Time they took, compilation included.
-      note: How the start came about.
+      step_size: The step size of gradient descent; `None` to search for the best on validation tasks.
+      outer_steps: The number of training steps of `params`.
+      seconds: The training time, including compilation.
+      note: How the start was made.
     """
 
     name: str
@@ -55,19 +55,19 @@ class Problem:
     """A task family, its starts and how they are evaluated.
 
     Attributes:
-      title: For figures.
+      title: The title of figures.
       metric: `"loss"` or `"accuracy"`.
-      metric_name: With its unit.
-      targets: Values whose step counts are asked for.
-      step_sizes: Candidates for starts that have none of their own.
-      later: Candidates for the length of later steps, times the first, for starts that do: they were trained for the
-        first step alone.
+      metric_name: The name of the metric, with its unit.
+      targets: Values of the metric whose step counts are reported.
+      step_sizes: Candidates for starts without a step size.
+      later: Candidates for the length of later steps, relative to the first, for starts with a step size, which were
+        trained for the first step alone.
       settings: Ways of posing new tasks, the main one first.
-      starts: Makes each start in turn.
-      chunk_size: Tasks evaluated at once.
+      starts: Yields the starts.
+      chunk_size: The number of tasks evaluated at once.
       protocol: Everything that a reader needs to know to interpret the numbers.
-      family: `key -> Family`, the algorithms on this problem, where they are compared.
-      valid_tasks: At most so many validation tasks for each candidate step size; by default as many as new tasks.
+      family: `key -> Family`, the algorithms on this problem, for `--algorithms`.
+      valid_tasks: The largest number of validation tasks for each candidate step size; by default that of new tasks.
     """
 
     title: str
@@ -95,7 +95,7 @@ def train(
     num_tasks: int,
     steps_per_dispatch: int,
 ) -> tuple[Any, float]:
-    """Meta-train; return the initialisation and the seconds."""
+    """Meta-train; return the initial parameters and the seconds taken."""
     print(f"training: {name}", flush=True)
     began = time.perf_counter()
     state, _ = jaxmaml.fit(
@@ -120,7 +120,7 @@ def joint_start(
     rotate: bool,
     outer_steps: int,
 ) -> Start:
-    """The body of a classifier of all image classes, for a new task with a new head, of zeros."""
+    """The body of a classifier of all image classes, with a new head of zeros for the new task."""
     print("training: joint training", flush=True)
     params, seconds = pretraining.pretrain(make_classifier, images, key, rotate=rotate, steps=outer_steps)
     number = params["params"]["Dense_0"]["bias"].size

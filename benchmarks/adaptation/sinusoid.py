@@ -19,7 +19,7 @@ def make(key: chex.PRNGKey, outer_steps: int | None) -> Problem:
     """The paper's recipe: 1 inner step at 0.01 on 10 points, 25 tasks, Adam 1e-3, 70,000 steps."""
     outer_steps = outer_steps or OUTER_STEPS
     model = jaxmaml.nn.MLP()
-    # Tasks carry their amplitude and phase for the oracle; the others see x alone.
+    # Inputs include amplitude and phase for the oracle; the other models use x alone.
     blind_loss = jaxmaml.mean_squared_error(lambda params, inputs: model.apply(params, inputs[:, :1]))
     told_loss = jaxmaml.mean_squared_error(model.apply)
     sample = jaxmaml.tasks.sinusoid(with_parameters=True)
@@ -47,7 +47,7 @@ def make(key: chex.PRNGKey, outer_steps: int | None) -> Problem:
         metric_name="query MSE",
         targets=(1.0, 0.5),
         step_sizes=(0.0, 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1),
-        # At full length a later step overshoots on a rare task of 5 points, whose loss then rules the mean.
+        # At full length a later step can overshoot on a rare task of 5 points, whose loss then dominates the mean.
         later=(1.0, 0.7, 0.5),
         settings=tuple(_setting(shots) for shots in (5, 10, 20)),
         starts=(

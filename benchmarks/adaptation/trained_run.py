@@ -12,7 +12,7 @@ from benchmarks.papers.recipes import Recipe
 
 
 def make(key: chex.PRNGKey, run: pathlib.Path, joint_steps: int | None, data_dir: pathlib.Path | None) -> Problem:
-    """As in the run, with its queries a class; joint training takes as many outer steps, if not told otherwise."""
+    """The problem of the run, with its queries for each class; by default joint training takes as many outer steps."""
     recipe = Recipe(**json.loads((run / "recipe.json").read_text()))
     if recipe.algorithm != "maml":
         raise SystemExit(f"{run} is a run of {recipe.algorithm}, and this compares starts for gradient descent: maml.")

@@ -1,4 +1,4 @@
-"""What learn2learn's MAML does, without a module to clone: torch's gradients with their graph, task after task."""
+"""What learn2learn's MAML does without cloning a module: torch's gradients with their graph, task by task."""
 
 import torch
 

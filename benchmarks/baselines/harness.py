@@ -47,7 +47,7 @@ def make_step(
 ) -> Callable[[], tuple[torch.Tensor, Tensors]]:
     """Prepare one meta-step; `step()` returns the loss and the gradients in torch's own form.
 
-    Task after task on a CPU, channels last in memory is a tenth faster on conv4-mini and no slower on conv4-omniglot.
+    On a CPU, task by task, channels last in memory is a tenth faster on conv4-mini, and as fast on conv4-omniglot.
     """
     meta_gradient = build(model, _parameters(model, params), **options)
     tasks = torch_models.to_torch_tasks(model, tasks, channels_last)
@@ -73,9 +73,9 @@ def make_training(
     as_graph: bool = False,
     **options: Any,
 ) -> Callable[[int], torch.Tensor]:
-    """Prepare outer iterations on sinusoids: sample tasks, differentiate, move the initial parameters by Adam.
+    """Prepare outer iterations on sinusoids: sample tasks, differentiate, update the initial parameters by Adam.
 
-    `train(count)` takes so many and returns their losses.
+    `train(count)` takes `count` of them and returns their losses.
     """
     parameters = _parameters("mlp", params)
     meta_gradient = build("mlp", parameters, **options)
@@ -98,7 +98,7 @@ def make_training(
     run = _as_graph(iterate) if as_graph else iterate
 
     def train(count):
-        # Copies: a CUDA graph writes each result where the last one was.
+        # Copied, because a CUDA graph overwrites its previous result.
         losses = torch.stack([run().clone() for _ in range(count)])
         _wait()
         return losses
@@ -107,11 +107,11 @@ def make_training(
 
 
 def _as_graph(function: Callable[[], Any]) -> Callable[[], Any]:
-    """`function` as one CUDA graph, captured at the first call: all its kernels at one launch, without Python."""
+    """`function` as one CUDA graph, captured at the first call: which launches all of its kernels at once."""
 
     @functools.cache
     def captured():
-        # Before it, on a stream of its own, what happens once only: cuDNN's choices, an optimizer's state.
+        # First on a separate stream, for what happens only once: cuDNN's choices, an optimizer's state.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -132,10 +132,10 @@ def _as_graph(function: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def memory_peak() -> tuple[int, str]:
-    """The most bytes that were in use so far, and of what."""
+    """The peak memory so far in bytes, and what it counts."""
     if _ON_CARD:
         return torch.cuda.max_memory_allocated(), "torch's peak on the device"
-    # Not getrusage's, which begins with the peak of the process that started this one.
+    # Not by getrusage, which begins with the peak of the parent process.
     status = pathlib.Path("/proc/self/status").read_text()
     (peak,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
     return 1024 * int(peak), "growth of the resident set"
@@ -143,7 +143,7 @@ def memory_peak() -> tuple[int, str]:
 
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
-    """Products in float32 on a GPU too, to compare results."""
+    """Use float32 matmuls on a GPU too, to compare results."""
     if _ON_CARD:
         _allow_tf32(False)
     yield
@@ -167,9 +167,9 @@ def as_numpy(model: str, loss: torch.Tensor, grads: Tensors) -> tuple[float, dic
 
 
 def over_tasks(params: Tensors, query_loss: Callable[..., torch.Tensor]) -> MetaGradient:
-    """Differentiate the mean of `query_loss(x_support, y_support, x_query, y_query)`, task after task.
+    """Differentiate the mean of `query_loss(x_support, y_support, x_query, y_query)`, one task after another.
 
-    One backward pass a task frees its graph before the next is built, as the libraries' examples do.
+    A backward pass for each task frees its graph before the next is built, as the libraries' examples do.
     """
 
     def meta_gradient(tasks):
@@ -191,13 +191,13 @@ def _parameters(model: str, params: dict) -> Tensors:
 
 
 class Baseline:
-    """What a implementation is asked for; see the functions of the same names.
+    """The interface of a baseline; see the functions of the same names.
 
     Args:
-      build: `meta_gradient` of the module.
-      channels_last: In memory.
+      build: The module's `meta_gradient`.
+      channels_last: Whether images are channels last in memory.
       as_graph: Whether a step is captured as a CUDA graph.
-      exact: Who computes the same in full precision, where another precision is another compilation or capture.
+      exact: The baseline that computes the same in full precision, if that needs another compilation or capture.
     """
 
     def __init__(
@@ -212,11 +212,11 @@ class Baseline:
         self.make_training = functools.partial(make_training, build, as_graph=as_graph)
         self.as_numpy, self.memory_peak, self.full_precision = as_numpy, memory_peak, full_precision
         self.exact = exact
-        # What is timed may differ from what is compared, by rounding.
+        # The timed program may differ from the compared one by rounding.
         self.inexact = _ON_CARD or exact is not None
 
 
 if _ON_CARD:
-    # As JAX multiplies there by default; and the fastest of cuDNN's algorithms.
+    # TF32, as by default in JAX; and the fastest of cuDNN's algorithms.
     _allow_tf32(True)
     torch.backends.cudnn.benchmark = True

@@ -10,7 +10,7 @@ from benchmarks.baselines import harness, torch_models
 def meta_gradient(
     model: str, params: harness.Tensors, *, num_inner_steps: int, step_size: float, compiled: bool = False
 ) -> harness.MetaGradient:
-    """Build `tasks -> (loss, gradients)`; `compiled` puts the whole of it under `torch.compile`."""
+    """Build `tasks -> (loss, gradients)`; with `compiled`, all of it under `torch.compile`."""
     loss_fn = functools.partial(torch_models.loss, model)
 
     def query_loss(fast_params, x_support, y_support, x_query, y_query):
@@ -35,5 +35,5 @@ def meta_gradient(
     return loss_and_gradients
 
 
-# Under `vmap` convolutions with a kernel a task become one with groups, a quarter faster in NCHW on conv4-mini (CPU).
+# `vmap` over kernels makes a grouped convolution, a quarter faster in NCHW on conv4-mini (CPU).
 BASELINE = harness.Baseline(meta_gradient, channels_last=False)

@@ -14,7 +14,7 @@ def meta_gradient(
     loss_fn = functools.partial(torch_models.loss, model)
 
     def query_loss(x_support, y_support, x_query, y_query):
-        # The functional form of MetaSGD: as fast, and without a module's parameters to put back after each task.
+        # The functional form of MetaSGD, which is as fast and needs no reset of a module's parameters after each task.
         optimizer, fast_params = torchopt.FuncOptimizer(torchopt.sgd(step_size)), params
         for _ in range(num_inner_steps):
             fast_params = optimizer.step(loss_fn(fast_params, x_support, y_support), fast_params)

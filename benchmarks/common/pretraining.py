@@ -1,6 +1,6 @@
-"""Joint training of image classes: a classifier of all of them, whose body a few-shot model takes over.
+"""Joint training of image classes: a classifier of all of them, whose body a few-shot model reuses.
 
-Labels are drawn anew in each task, so that the classes themselves are what there is to learn jointly.
+A task's labels have no meaning outside the task, so that joint training is classification of all classes.
 """
 
 import functools
@@ -30,8 +30,8 @@ def pretrain(
 ) -> tuple[Any, float]:
     """Train a classifier of all classes by Adam on batches of 128; return its parameters and the seconds.
 
-    With `rotate` each image is turned by a random multiple of 90 degrees, and a turned class is another one: there are
-    four times as many. `make_classifier` gets their number.
+    With `rotate`, each image is rotated by a random multiple of 90 degrees, and each rotation of a class is a class
+    of its own, so that there are four times as many. `make_classifier` gets their number.
     """
     classifier = make_classifier(len(images) * (4 if rotate else 1))
     learner = jaxmaml.joint_training(

@@ -15,7 +15,7 @@ import jax
 
 
 def command_line(module: str) -> str:
-    """The command as typed, without the reader's own paths: their last parts say enough."""
+    """The command as typed, with placeholders for the user's paths."""
     hidden = {"--data-dir": "DATA_DIR", "--output-dir": "OUTPUT_DIR", "--run": "RUN", "--before": "CHECKOUT"}
     words = list(sys.argv[1:])
     for index, word in enumerate(words[:-1]):
@@ -45,7 +45,7 @@ def environment() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """Its model, where the system tells."""
+    """The model of the processor, if the system reports it."""
     info = pathlib.Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -59,12 +59,12 @@ def temporaries(compiled: Any) -> int:
 
 
 def numbers(values: Any) -> list[float | None]:
-    """For JSON, which has no infinity: what is not finite is `None`."""
+    """A number for JSON, in which values that are not finite are `None`."""
     return [float(value) if math.isfinite(value) else None for value in values]
 
 
 def short(number: float) -> str:
-    """Three digits, and no powers of ten."""
+    """Three significant digits, without an exponent."""
     return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
 
 
@@ -75,7 +75,7 @@ def write_json(path: pathlib.Path, result: dict[str, Any]) -> None:
 
 
 def percent(value: float | None, ci95: float | None) -> str:
-    """A number of a paper, with its interval where it has one."""
+    """A paper's number in per cent, with its interval if there is one."""
     if value is None:
         return "-"
     return f"{value:g}" if ci95 is None else f"{value:g} ± {ci95:g}"
@@ -88,12 +88,12 @@ def step_sizes(row: dict[str, Any]) -> str:
 
 
 def cost(name: str) -> Callable[[dict[str, Any]], str]:
-    """A column of what an outer step costs; what is not trained costs nothing."""
+    """A column of the cost of an outer step; empty for untrained parameters."""
     return lambda row: f"{row[name]:.3g}" if name in row else "-"
 
 
 def first_columns(rows: dict[str, Any]) -> dict[str, Callable[[dict[str, Any]], str]]:
-    """What a row says before its curve: its step size, or for an algorithm the cost of an outer step."""
+    """The columns before the curve: the step size, or for an algorithm the cost of an outer step."""
     if all("step_size" in row for row in rows.values()):
         return {"step size": step_sizes}
     return {"ms an outer step": cost("ms_per_outer_step"), "MB": cost("megabytes")}

@@ -60,7 +60,7 @@ class Recipe:
 
     @property
     def rotate(self) -> bool:
-        """Whether classes are turned by multiples of 90 degrees, each turn another class."""
+        """Whether rotations of a class by multiples of 90 degrees are classes of their own."""
         return self.dataset == "omniglot"
 
     def model(self, num_classes: int | None = None) -> jaxmaml.nn.Conv4:
@@ -80,7 +80,7 @@ class Recipe:
         return jaxmaml.cross_entropy(jaxmaml.nn.inductive(apply) if self.normalisation == "support" else apply)
 
     def sampler(self, classes: jaxmaml.tasks.ImageClasses, num_queries: int):
-        """Episodes; Omniglot's classes are turned by multiples of 90 degrees."""
+        """A sampler of episodes; Omniglot's classes are rotated by multiples of 90 degrees."""
         sample = jaxmaml.tasks.image_episodes(
             classes.images,
             num_ways=self.num_ways,
@@ -125,7 +125,7 @@ class Recipe:
         return getattr(jaxmaml, self.algorithm)(loss_fn, inner, outer, **steps)
 
     def init(self, params: Any = None) -> jaxmaml.MetaState:
-        """The state that meta-training starts from: random, or that of pretrained `params`."""
+        """The initial state of meta-training, from random or from pretrained `params`."""
         if params is None:
             params = self.model().init(jax.random.key(self.seed), jax.numpy.zeros((1, *self.image_shape)))
         return self.learner().init(params)
@@ -194,7 +194,7 @@ def _recipes() -> dict[str, Recipe]:
             _PLUS,
             [(99.47, None), (99.93, None), (97.65, None), (99.33, None), (52.15, 0.26), (68.32, 0.44)],
         ),
-        # The papers have no numbers on these data sets, or of this model.
+        # The papers have no numbers for these data sets or this model.
         "proto-maml": ("proto_maml", {"inner_step_size": 0.1, "num_inner_steps": 1}, _PROTO, [None] * 6),
         "pretrained-maml": ("maml", {"pretrain_steps": 5000}, _BASELINE, [None] * 6),
     }

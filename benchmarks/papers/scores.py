@@ -1,4 +1,4 @@
-"""What a trained state is worth on a recipe's meta-test tasks."""
+"""The scores of a trained state on a recipe's meta-test tasks."""
 
 import hashlib
 from typing import Any
@@ -11,7 +11,7 @@ from benchmarks.papers.recipes import Recipe
 
 
 class Scorer:
-    """The meta-test tasks: the same for every state."""
+    """Evaluates states on the same meta-test tasks."""
 
     def __init__(self, recipe: Recipe, learner: jaxmaml.MetaLearner, sample, key):
         self.recipe, self.learner, self.sample, self.key = recipe, learner, sample, key
@@ -42,7 +42,7 @@ class Scorer:
         }
 
     def result(self, state: jaxmaml.MetaState) -> dict[str, Any]:
-        """The number of the table, the curve beyond its steps, and which episodes it is of."""
+        """The number of the table, the curve over further steps, and the episodes by seed and digest."""
         last = self.recipe.num_test_inner_steps
         curve = self.evaluate(state, max(20, last))
         return {
@@ -53,7 +53,7 @@ class Scorer:
         }
 
     def digest(self) -> str:
-        """Of every support and query image, in order."""
+        """A digest of every support and query image, in order."""
         digest = hashlib.sha256()
         draw = jax.jit(self.sample)
         for key in jax.random.split(self.key, self.recipe.test_tasks):

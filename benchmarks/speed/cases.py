@@ -21,9 +21,10 @@ class Case:
 
     Attributes:
       model: Name of the model, as `benchmarks.baselines` knows it.
-      num_ways, num_shots, num_queries, num_tasks: Of a task, and of the step; queries for each class.
-      num_inner_steps, step_size: Of gradient descent on the support loss.
-      remat: jaxmaml's; the others have no such choice.
+      num_ways, num_shots, num_queries: The sizes of a task; queries are for each class.
+      num_tasks: The number of tasks in a step.
+      num_inner_steps, step_size: Gradient descent on the support loss.
+      remat: jaxmaml's option; the baselines have no such choice.
     """
 
     model: str

@@ -45,7 +45,7 @@ def count(jaxpr) -> int:
             dims = eqn.params["dimension_numbers"]
             lhs, rhs = (var.aval for var in eqn.invars)
             window = math.prod(rhs.shape[axis] for axis in dims.rhs_spec[2:])
-            # Of the two ways to count, the smaller one; zeros between the inputs of a dilated one are not multiplied.
+            # The smaller of two counts; the zeros between the inputs of a dilated convolution are not counted.
             holes = math.prod(eqn.params["lhs_dilation"])
             by_output = eqn.outvars[0].aval.size * window * rhs.shape[dims.rhs_spec[1]] // holes
             by_input = lhs.size * window * rhs.shape[dims.rhs_spec[0]]
@@ -56,9 +56,9 @@ def count(jaxpr) -> int:
 
 
 def product_rates() -> dict[str, float]:
-    """Operations per second of a large product, and of many of the size of Conv4-64's second convolution.
+    """Operations per second of a large matmul, and of many matmuls of the size of Conv4-64's second convolution.
 
-    A ceiling: the fastest of many, since whatever else the machine does makes them slower only.
+    Each is the fastest of many runs, since other load can only make a run slower.
     """
     side, batch = (8192, 1024) if jax.default_backend() == "gpu" else (2048, 32)
     shapes = {
@@ -72,7 +72,7 @@ def product_rates() -> dict[str, float]:
 
 
 def copy_rate() -> float:
-    """Bytes per second, read and written, of a large array that is scaled; the fastest of many."""
+    """Bytes per second, read and written, of scaling a large array; the fastest of many runs."""
     x = _random((1 << 28 if jax.default_backend() == "gpu" else 1 << 26,))
     return 2 * x.nbytes / fastest_seconds(lambda x: 1.5 * x, x)
 
@@ -82,10 +82,10 @@ def _random(shape: tuple[int, ...]) -> jax.Array:
 
 
 def fastest_seconds(function: Callable, *args: jax.Array, repeats: int = 100) -> float:
-    """Of a compiled function, the fastest of `repeats` runs."""
+    """The time of a compiled function: the fastest of `repeats` runs."""
     compiled = jax.jit(function).lower(*args).compile()
     jax.block_until_ready(compiled(*args))
-    # On a GPU several in a row, for a call takes as long to be made as some take to be computed.
+    # On a GPU several calls in a row, because launching a call can take as long as computing it.
     calls = 10 if jax.default_backend() == "gpu" else 1
     seconds = []
     for _ in range(max(1, repeats // calls)):

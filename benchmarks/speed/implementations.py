@@ -1,4 +1,4 @@
-"""One outer step by jaxmaml, by plain JAX and by each baseline, ready to be timed."""
+"""One outer step by jaxmaml, by plain JAX and by each baseline, prepared for timing."""
 
 import functools
 import importlib
@@ -33,7 +33,7 @@ NAMES = (
     "torchopt_loop",
     "learn2learn_loop",
 )
-# For a GPU, or to choose among the ways to execute jaxmaml's step. NAME_before is the same in another checkout.
+# For a GPU, or to compare options of jaxmaml's execution. NAME_before is the same in another checkout.
 OTHERS = (
     "torch_func_compiled",
     "torch_func_graphed",
@@ -49,15 +49,15 @@ OTHERS = (
 
 
 class Implementation(NamedTuple):
-    """Something to time.
+    """A prepared implementation.
 
     Attributes:
       run: Takes `steps_per_run` outer steps and waits for them.
-      steps_per_run: How many.
+      steps_per_run: The number of outer steps of a run.
       result: `() -> (loss, gradients)` of the fixed tasks, in NumPy, to compare.
-      costs: `() -> dict` after the first result: `compile_seconds`, until the first step could start; `memory_bytes`
-        beside parameters and tasks, and what `memory_is`; `rounding`, how far the timed gradient is from the result,
-        as a share of its largest entry; `bytes_moved` by a step, where they can be counted.
+      costs: `() -> dict` after the first result: `compile_seconds`, the time before the first step; `memory_bytes`,
+        without parameters and tasks, and what `memory_is`; `rounding`, the deviation of the timed gradient from the
+        result as a share of its largest entry; `bytes_moved` by a step, where it can be counted.
     """
 
     run: Callable[[], Any]
@@ -77,8 +77,8 @@ def prepare(name: str, case: Case) -> Implementation:
     raise ValueError(f"The implementations are {', '.join((*NAMES, *OTHERS))}; got {name!r}.")
 
 
-# What jaxmaml is asked for: a mesh, which has to be made before JAX's first computation; arguments of `maml`; and how
-# convolutions are lowered.
+# The options of jaxmaml: a mesh, which must be made before JAX's first computation; arguments of `maml`; and the
+# lowering of convolutions.
 _CHOICES: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
     "jaxmaml": (lambda: None, {}, "auto"),
     "jaxmaml_mesh": (jaxmaml.task_mesh, {}, "auto"),
@@ -96,7 +96,7 @@ _CHOICES: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
 def _jaxmaml(case: Case, make_mesh: Callable[[], Any], options: dict[str, Any], lowering: str) -> Implementation:
     mesh = make_mesh()
 
-    # The parameters' change under sgd(1) is the gradient.
+    # The update by sgd(1) is the negative gradient.
     def learner(outer_optimizer):
         return jaxmaml.maml(
             case.loss_fn(lowering=lowering),
@@ -138,7 +138,7 @@ def _jaxmaml(case: Case, make_mesh: Callable[[], Any], options: dict[str, Any], 
 
 
 def _placed(state: Any, tasks: Any, mesh: Any) -> tuple[Any, Any]:
-    """Where a mesh computes with them, as in `fit`: on one device, they would be sent around at each call."""
+    """Arrays placed on the mesh, as in `fit`; arrays on a single device would be transferred at each call."""
     if mesh is None:
         return state, tasks
     even = jax.tree.leaves(tasks)[0].shape[0] % mesh.size == 0
@@ -198,7 +198,7 @@ def _baseline(name: str, case: Case) -> Implementation:
     options = {"num_inner_steps": case.num_inner_steps, "step_size": case.step_size}
     step = baseline.make_step(case.model, params, tasks, **options)
     exact = baseline.exact.make_step(case.model, params, tasks, **options) if baseline.exact else step
-    # Only now, where nothing else runs, does cuDNN try which of its algorithms are fastest.
+    # cuDNN selects its fastest algorithms here, where nothing else runs.
     first = functools.cache(functools.partial(_first_step, baseline, step))
     if name.endswith("compiled"):
         first()
@@ -222,7 +222,7 @@ def _baseline(name: str, case: Case) -> Implementation:
 
 
 def _first_step(baseline: Any, step: Callable[[], Any]) -> dict[str, Any]:
-    """What the first step cost, as `Implementation.costs`."""
+    """The cost of the first step, as `Implementation.costs`."""
     before, _ = baseline.memory_peak()
     start = time.perf_counter()
     step()

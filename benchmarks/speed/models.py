@@ -41,7 +41,7 @@ class ResNet12(linen.Module):
     Attributes:
       num_ways: Number of classes.
       widths: Filters in each block.
-      conv_general_dilated: What convolves, as in `linen.Conv`.
+      conv_general_dilated: The convolution, as in `linen.Conv`.
 
     References:
       Lee et al., 2019, https://arxiv.org/abs/1904.03758
@@ -81,7 +81,7 @@ class Transformer(linen.Module):
 
     Attributes:
       num_ways: Number of classes.
-      width: Of the residual stream.
+      width: The width of the residual stream.
       depth: Number of blocks.
       heads: Attention heads in each block.
       mlp: Hidden width of each block's perceptron.

@@ -1,4 +1,4 @@
-"""Programs of XLA and gradients as the speed benchmark sees them: compiled, compared, accounted for."""
+"""Compiling programs for the speed benchmark, comparing their gradients and counting their costs."""
 
 import functools
 import time
@@ -13,14 +13,14 @@ from benchmarks.speed import traffic
 
 
 def build(function: Callable, *args: Any, **options: Any) -> tuple[Any, float]:
-    """A compiled program and the seconds until it was; `options` are XLA's."""
+    """A compiled program and its compile time in seconds; `options` are XLA's."""
     start = time.perf_counter()
     compiled = jax.jit(function).lower(*args).compile(compiler_options=options)
     return compiled, time.perf_counter() - start
 
 
 def results(function: Callable, compiled: Any, *args: Any) -> tuple[Callable, Callable]:
-    """What is compared, with products in float32; and how far the timed program's gradient is from it."""
+    """The result to compare, with float32 matmuls, and the deviation of the timed program's gradient from it."""
 
     def timed():
         return jax.device_get(compiled(*args))
@@ -28,20 +28,20 @@ def results(function: Callable, compiled: Any, *args: Any) -> tuple[Callable, Ca
     if jax.default_backend() == "cpu":
         return timed, lambda: 0.0
     with jax.default_matmul_precision("float32"):
-        # It is not timed: no search for the fastest kernels, which takes longer than all the rest.
+        # Without XLA's search for the fastest kernels, which takes long, since this program is not timed.
         exact, _ = build(function, *args, xla_gpu_autotune_level=0)
     result = functools.cache(lambda: jax.device_get(exact(*args)))
     return result, lambda: distance(timed(), result())
 
 
 def distance(there: tuple[Any, Any], here: tuple[Any, Any]) -> float:
-    """Of two results' gradients, as a share of the largest entry."""
+    """The distance of two results' gradients, as a share of the largest entry."""
     other, own = flat(there[1]), flat(here[1])
     return float(np.abs(other - own).max() / np.abs(own).max())
 
 
 def costs(compiled: Any, seconds: float, rounding: Callable[[], float]) -> dict[str, Any]:
-    """As `Implementation.costs`."""
+    """The costs of a program, as `Implementation.costs`."""
     found = {
         "compile_seconds": seconds,
         "memory_bytes": reporting.temporaries(compiled),

@@ -62,7 +62,7 @@ def variants(*results: dict) -> str:
 
 
 def implementations(case: str, measured: dict, rates: dict[str, float]) -> Table:
-    """One case of a run, implementation by implementation."""
+    """One case of a run, with one row for each implementation."""
     batched = list(rates.values())[-1]
     view = Table(title=case)
     for column in ("", "median ms", "quartiles", "times", "compile s", "memory MB", "GFLOP/s", "of batched", "GB/s"):
@@ -90,7 +90,7 @@ def _times(ratio: float) -> str:
 
 
 def fastest(rows: dict[str, dict]) -> str:
-    """Of jaxmaml's own, or of all where it is not among them."""
+    """The fastest of jaxmaml's rows, or of all rows if there are none of jaxmaml's."""
     ours = [name for name in rows if name.startswith("jaxmaml") and not name.endswith(BEFORE)]
     return min(ours or rows, key=lambda name: rows[name]["median_ms"])
 

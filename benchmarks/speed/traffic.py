@@ -1,9 +1,9 @@
-"""Bytes that the kernels of a compiled program read and write, counted on its final form."""
+"""Bytes that the kernels of a compiled program read and write, counted in its optimised form."""
 
 import math
 import re
 
-# What moves nothing: names for what is there already.
+# Operations that move no bytes, because they only rename buffers.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"}
 _INSTRUCTION = re.compile(r"\s*(?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)")
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
@@ -11,7 +11,7 @@ _SHORT = {"pred": 1, "f32": 4, "f64": 8, "bf16": 2, "f16": 2}
 
 
 def bytes_moved(program: str) -> int | None:
-    """Operands and results of every kernel, once each; `None` where loops or branches repeat or skip some.
+    """The operands and results of every kernel, each once; `None` if the program has loops or branches.
 
     Args:
       program: `compiled.as_text()`.

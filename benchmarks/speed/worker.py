@@ -1,9 +1,9 @@
-"""Times one implementation in a process of its own; spoken to by benchmarks.meta_step, a JSON line a word.
+"""Times one implementation in its own process, which benchmarks.meta_step controls by lines of JSON.
 
     python -m benchmarks.speed.worker CASE IMPLEMENTATION RESULT.npz
 
-Says when it is prepared. At `check` it writes its loss and gradients and says what it cost; at a number it takes steps
-for about that many seconds and says how long each run of steps took.
+Prints a line when it is prepared. On `check` it writes its loss and gradients and prints its costs; on a number it
+takes steps for about that many seconds and prints the time of each run.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Implementations in processes of their own, prepared one after another or several at once."""
+"""Processes of implementations, prepared one after another or several at once."""
 
 import concurrent.futures
 import json
@@ -13,13 +13,13 @@ from typing import IO, Any, cast
 
 from benchmarks.speed.implementations import BASELINES
 
-#: Ends the names of implementations that are run in another checkout.
+#: The suffix of implementations that run in another checkout.
 BEFORE = "_before"
 _WORKER = "benchmarks.speed.worker"
 
 
 class Worker:
-    """A `benchmarks.worker` process, which writes its result to `path`; of the checkout `before` if its name asks."""
+    """A `benchmarks.speed.worker` process, which writes its result to `path`; from `before` if its name says so."""
 
     def __init__(self, case: str, name: str, path: pathlib.Path, before: pathlib.Path | None = None):
         folder = before if name.endswith(BEFORE) else None  # Python imports from where it is started.
@@ -28,33 +28,33 @@ class Worker:
             "-W",
             "ignore",
             "-m",
-            # Checkouts of earlier versions have it elsewhere.
+            # In checkouts of earlier versions the module is elsewhere.
             "benchmarks.worker" if (folder or pathlib.Path()).joinpath("benchmarks/worker.py").exists() else _WORKER,
             case,
             name.removesuffix(BEFORE),
             str(path),
         ]
-        # Implementations share a GPU, of which JAX needs nothing beside PyTorch.
+        # PyTorch's processes need no GPU memory for JAX.
         environment = {**os.environ, **({"JAX_PLATFORMS": "cpu"} if name in BASELINES else {})}
         self.path, self.prepared = path, False
         self.errors = path.with_suffix(".txt")
         with self.errors.open("w") as errors:
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
-            # With what it starts itself, such as torch's compilers, in a group of its own, to end with it.
+            # In its own process group, so that its children, such as torch's compilers, end with it.
             self.process = subprocess.Popen(
                 command, cwd=folder, env=environment, text=True, start_new_session=True, **pipes
             )
         self.stdin, self.stdout = (cast(IO[str], pipe) for pipe in (self.process.stdin, self.process.stdout))
 
     def listen(self, deadline: float) -> None:
-        """Wait for its first word, until `deadline`."""
+        """Wait for its first line, until `deadline`."""
         timer = threading.Timer(max(0.0, deadline - time.monotonic()), self.kill)
         timer.start()
         self.prepared = self._next_word() is not None
         timer.cancel()
 
     def ask(self, word: str) -> Any:
-        """Its answer; `None` where it has ended."""
+        """Its answer; `None` if the process has ended."""
         try:
             self.stdin.write(f"{word}\n")
             self.stdin.flush()
@@ -99,7 +99,7 @@ def prepare(
             worker.listen(deadline)
 
     with concurrent.futures.ThreadPoolExecutor(processes) as pool:
-        # Implementation by implementation: where time runs out, every case lacks the last ones.
+        # Ordered by implementation, so that every case lacks the same ones if time runs out.
         started = [pool.submit(start, case, name) for name in implementations for case in cases]
     for each in started:
         each.result()

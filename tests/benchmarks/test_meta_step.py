@@ -45,7 +45,7 @@ def test_a_convolution_and_its_derivatives_cost_the_same(stride):
         return jnp.sum(convolve(x, kernel) ** 2)
 
     assert counted(jax.grad(loss, (0, 1)), *shapes) == 3 * once
-    # The output, its slope by one of the two, that slope's derivatives by what it multiplies, and the output's again.
+    # The output, its VJP with respect to one of the two, the derivatives of that VJP, and the output again.
     for argument in (0, 1):
         curvature = jax.grad(lambda *xk: jnp.sum(jax.grad(loss, argument)(*xk) ** 2), (0, 1))  # noqa: B023
         assert counted(curvature, *shapes) == 6 * once

@@ -124,7 +124,7 @@ def test_a_second_differentiation_is_exact(x64, quick_compiles):
 def test_forward_mode_is_exact_or_refused_with_words(x64, quick_compiles):
     tasks, params = problems.mlp_tasks(2, jnp.float64), problems.mlp_params(jnp.float64)
 
-    def slopes(derivative, objective):
+    def derivatives(derivative, objective):
         learner = problems.maml(problems.mlp_loss, derivative=derivative)
         return problems.flat(jax.jacfwd(lambda params: objective(learner, params))(params))
 
@@ -134,10 +134,10 @@ def test_forward_mode_is_exact_or_refused_with_words(x64, quick_compiles):
     def adapted(learner, params):
         return adapted_loss(learner, problems.mlp_loss, tasks, params)
 
-    np.testing.assert_allclose(slopes("mixed", updated), slopes("reverse", updated), rtol=1e-11, atol=1e-13)
-    assert np.isfinite(slopes("reverse", adapted)).all()
+    np.testing.assert_allclose(derivatives("mixed", updated), derivatives("reverse", updated), rtol=1e-11, atol=1e-13)
+    assert np.isfinite(derivatives("reverse", adapted)).all()
     with pytest.raises(TypeError, match="forward-mode"):
-        slopes("mixed", adapted)
+        derivatives("mixed", adapted)
 
 
 @jax.custom_vjp
@@ -281,5 +281,5 @@ def test_one_inner_step_computes_nothing_again():
 
     layers = len(problems.mlp_params())
     assert products(remat="none") == products()
-    # Not that of the first layer's input, which has no slope.
+    # Not that of the first layer's input, which has no gradient.
     assert products(remat="steps") - products() >= 2 * layers - 1

@@ -100,8 +100,8 @@ def test_finite_differences(x64, quick_compiles, model, derivative):
             moved = [leaf + sign * step * d for leaf, d in zip(leaves, direction, strict=True)]
             return float(value(jax.tree.unflatten(treedef, moved)))
 
-        slope = (at(1) - at(-1)) / (2 * step)
-        np.testing.assert_allclose(gradient @ problems.flat(direction), slope, rtol=2e-6, atol=1e-9)
+        difference = (at(1) - at(-1)) / (2 * step)
+        np.testing.assert_allclose(gradient @ problems.flat(direction), difference, rtol=2e-6, atol=1e-9)
 
 
 @pytest.mark.slow
@@ -330,10 +330,10 @@ def test_an_inner_rule_can_learn_its_own_parameters(x64, quick_compiles):
         state = learner.init({"theta": jnp.array([2.0])})
         new_state, info = learner.update(state, jaxmaml.Task(jnp.array([[1.0]]), jnp.array([[3.0]])))
         theta_1 = 2.0 - 0.5 * (2.0 - 1.0)
-        slope_rate, slope_theta = (theta_1 - 3.0) * (1.0 - 2.0), factor * (theta_1 - 3.0)
-        np.testing.assert_allclose(new_state.rule_params["theta"], 0.5 - slope_rate)
-        np.testing.assert_allclose(new_state.params["theta"], 2.0 - slope_theta)
-        np.testing.assert_allclose(info.grad_norm, np.hypot(slope_rate, slope_theta))
+        rate_gradient, theta_gradient = (theta_1 - 3.0) * (1.0 - 2.0), factor * (theta_1 - 3.0)
+        np.testing.assert_allclose(new_state.rule_params["theta"], 0.5 - rate_gradient)
+        np.testing.assert_allclose(new_state.params["theta"], 2.0 - theta_gradient)
+        np.testing.assert_allclose(info.grad_norm, np.hypot(rate_gradient, theta_gradient))
 
 
 def test_invariance_to_the_order_of_tasks(x64, quick_compiles):

@@ -51,14 +51,14 @@ def svgd_rule(step_size, repulsion):
     def update(grads, state, fast, learned, step):
         number = len(next(iter(fast.values())))
         rows = jnp.concatenate([leaf.reshape(number, -1) for leaf in fast.values()], 1)
-        slopes = number * jnp.concatenate([grads[n].reshape(number, -1) for n in fast], 1)
+        scaled = number * jnp.concatenate([grads[n].reshape(number, -1) for n in fast], 1)
         squares = jnp.stack([jnp.stack([jnp.sum((a - b) ** 2) for a in rows]) for b in rows])
         bandwidth = jnp.maximum(jax.lax.stop_gradient(jnp.median(squares)) / jnp.log(number + 1.0), 1e-8)
         kernel = jnp.exp(-squares / bandwidth)
         moves = []
         for m in range(number):
             apart = [-2 / bandwidth * (rows[j] - rows[m]) * kernel[j, m] for j in range(number)]
-            moves.append(sum(kernel[j, m] * slopes[j] - repulsion * apart[j] for j in range(number)))
+            moves.append(sum(kernel[j, m] * scaled[j] - repulsion * apart[j] for j in range(number)))
         moves, updates = -step_size / number * jnp.stack(moves), {}
         for name, leaf in fast.items():
             size = leaf[0].size
@@ -198,6 +198,6 @@ def es_maml_gradient(loss, rule, num_steps, moving, std, num_pairs, seed, params
         for pair_key in jax.random.split(noise_key, num_pairs):
             noise = optax.tree.random_like(pair_key, (params, ()))[0]
             there, back = ({n: p + by * std * noise[n] for n, p in params.items()} for by in (1.0, -1.0))
-            slope = (meta_loss(there, (), [task]) - meta_loss(back, (), [task])) / (2 * std)
-            total = {n: t + slope * noise[n] / (num_pairs * len(tasks)) for n, t in total.items()}
+            difference = (meta_loss(there, (), [task]) - meta_loss(back, (), [task])) / (2 * std)
+            total = {n: t + difference * noise[n] / (num_pairs * len(tasks)) for n, t in total.items()}
     return total

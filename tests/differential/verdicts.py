@@ -1,4 +1,4 @@
-"""How a program is judged.
+"""The verdict on a program.
 
 It runs by jaxmaml under `jit`, and by the references without `jit`, operation by operation, which is what it should
 give. Where these differ, plain JAX under `jit` tells whether XLA computes plain JAX wrongly too.
@@ -22,7 +22,7 @@ TOLERANCE_OF_FLOAT32 = 2e-4
 
 
 class Verdict(NamedTuple):
-    """How a program was judged.
+    """The verdict on one program.
 
     Attributes:
       error: The largest difference from the reference, as a share of the gradient's largest entry; of jaxmaml.

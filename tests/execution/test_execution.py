@@ -61,10 +61,10 @@ def test_recursive_scan_is_a_scan(x64, quick_compiles, length):
         return jnp.sum(outs["square"] * jnp.cos(outs["index"])) + state * count, (state, count, outs)
 
     def first_and_second(scan):
-        def slope(start, rate):
+        def gradient_sum(start, rate):
             return sum(jax.grad(functools.partial(total, scan), argnums=(0, 1), has_aux=True)(start, rate)[0])
 
-        at = jax.vmap(jax.value_and_grad(slope, argnums=(0, 1)), in_axes=(0, None))
+        at = jax.vmap(jax.value_and_grad(gradient_sum, argnums=(0, 1)), in_axes=(0, None))
         return jax.jit(lambda: (total(scan, 0.3, 0.1), at(jnp.array([0.3, -1.0]), 0.1)))()
 
     ours = first_and_second(lambda step, start: remat_scan(step, start, length, "recursive"))
@@ -133,7 +133,7 @@ def test_a_mesh_changes_nothing(x64, quick_compiles, num_tasks, chunk_size):
 
 
 @pytest.mark.slow
-def test_slopes_of_kernels_are_summed_over_chunks(x64, quick_compiles):
+def test_gradients_of_kernels_are_summed_over_chunks(x64, quick_compiles):
     loss_fn, params, tasks = problems.conv_problem(jnp.float64, num_tasks=4)
     ours, expected = (
         problems.meta_gradient(problems.maml(loss_fn, **options), params, tasks)
@@ -181,9 +181,9 @@ def test_a_mesh_composes(x64, quick_compiles):
         learner = problems.maml(problems.mlp_loss, optax.sgd(jnp.exp(log_rate)), 2, **options)
         return jnp.mean(learner.update(learner.update(learner.init(params), tasks)[0], tasks)[1].query_loss)
 
-    slope = jax.jit(jax.grad(lambda rate: meta_loss(rate, split, mesh=mesh)))(-2.0)
+    derivative = jax.jit(jax.grad(lambda rate: meta_loss(rate, split, mesh=mesh)))(-2.0)
     plain = jax.jit(jax.grad(lambda rate: meta_loss(rate, tasks, derivative="reverse")))(-2.0)
-    np.testing.assert_allclose(slope, plain, rtol=1e-10)
+    np.testing.assert_allclose(derivative, plain, rtol=1e-10)
     learner = problems.maml(problems.mlp_loss, mesh=mesh)
     _, infos = jax.lax.scan(lambda s, _: learner.update(s, tasks), learner.init(params), length=3)
     one = problems.maml(problems.mlp_loss)
@@ -319,7 +319,7 @@ def test_the_working_set_is_what_xla_reserves():
 
 @pytest.mark.parametrize(("platform", "steps"), [("cpu", 1), ("gpu", 4)])
 def test_steps_written_out_count(monkeypatch, platform, steps):
-    """On a GPU, where they may be large, and XLA keeps of each what a loop would compute again."""
+    """On a GPU, where they may be large, and XLA keeps of each what a loop would recompute."""
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
 
     def loop(unroll):
@@ -329,7 +329,7 @@ def test_steps_written_out_count(monkeypatch, platform, steps):
     assert written_out == pytest.approx(steps * looped, rel=0.02)
 
 
-def test_windows_yet_to_be_gathered_count():
+def test_im2col_patches_count():
     """An operation that is implemented last holds what its implementation will."""
     image = jnp.zeros((8, 16, 16, 4))
 

@@ -12,7 +12,7 @@ from tests import family, problems
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
-def svgd_by_hand(particles, slopes, step_size, repulsion):
+def svgd_by_hand(particles, gradients, step_size, repulsion):
     number = len(particles)
     squares = [[np.sum((a - b) ** 2) for b in particles] for a in particles]
     bandwidth = np.median(squares) / np.log(number + 1)
@@ -21,29 +21,30 @@ def svgd_by_hand(particles, slopes, step_size, repulsion):
         direction = np.zeros_like(particles[m])
         for j in range(number):
             kernel = np.exp(-squares[j][m] / bandwidth)
-            slope_of_kernel = -2 / bandwidth * (particles[j] - particles[m]) * kernel
-            direction += kernel * slopes[j] - repulsion * slope_of_kernel
+            kernel_gradient = -2 / bandwidth * (particles[j] - particles[m]) * kernel
+            direction += kernel * gradients[j] - repulsion * kernel_gradient
         moved.append(-step_size / number * direction)
     return np.stack(moved)
 
 
 def test_svgd_by_hand(x64):
     rng = np.random.default_rng(0)
-    particles, slopes = rng.normal(size=(2, 5, 7))
-    trees = [{"a": jnp.asarray(x[:, :4].reshape(5, 2, 2)), "b": jnp.asarray(x[:, 4:])} for x in (particles, slopes / 5)]
+    particles, gradients = rng.normal(size=(2, 5, 7))
+    rows = (particles, gradients / 5)
+    trees = [{"a": jnp.asarray(x[:, :4].reshape(5, 2, 2)), "b": jnp.asarray(x[:, 4:])} for x in rows]
     updates, _ = jaxmaml.rules.svgd(0.3, repulsion=0.7).update(trees[1], (), trees[0], (), 0)
     ours = np.concatenate([updates["a"].reshape(5, 4), updates["b"]], axis=1)
-    np.testing.assert_allclose(ours, svgd_by_hand(particles, slopes, 0.3, 0.7), rtol=1e-10)
+    np.testing.assert_allclose(ours, svgd_by_hand(particles, gradients, 0.3, 0.7), rtol=1e-10)
 
 
 def test_each_particle_is_clipped_alone(x64):
     rng = np.random.default_rng(1)
-    particles, slopes = rng.normal(size=(2, 4, 3))
-    slopes[0] *= 100
-    clipped = slopes * np.minimum(1, 2 / np.linalg.norm(slopes, axis=1))[:, None]
+    particles, gradients = rng.normal(size=(2, 4, 3))
+    gradients[0] *= 100
+    clipped = gradients * np.minimum(1, 2 / np.linalg.norm(gradients, axis=1))[:, None]
     rule = jaxmaml.rules.svgd(0.3, repulsion=0.7, transform=jaxmaml.clip_by_global_norm(2.0))
     start = jnp.asarray(particles)
-    updates, _ = rule.update(jnp.asarray(slopes / 4), rule.init((), start), start, (), 0)
+    updates, _ = rule.update(jnp.asarray(gradients / 4), rule.init((), start), start, (), 0)
     np.testing.assert_allclose(updates, svgd_by_hand(particles, clipped, 0.3, 0.7), rtol=1e-10)
 
 
@@ -51,8 +52,8 @@ def test_particles_far_from_zero_are_as_precise_as_others():
     """Only distances count; products of coordinates of 10,000 would drown those of a thousandth."""
     rule = jaxmaml.rules.svgd(0.3)
     near = jnp.asarray(np.random.default_rng(2).integers(-8, 8, size=(5, 6)) / 8.0, jnp.float32)
-    slopes = jnp.zeros((5, 6))
-    updates, expected = (rule.update(slopes, (), near + offset, (), 0)[0] for offset in (8192.0, 0.0))
+    gradients = jnp.zeros((5, 6))
+    updates, expected = (rule.update(gradients, (), near + offset, (), 0)[0] for offset in (8192.0, 0.0))
     np.testing.assert_allclose(updates, expected, rtol=1e-4, atol=1e-5)
 
 

@@ -117,11 +117,11 @@ def test_masks_predicates_and_names_say_the_same():
 
 def test_meta_sgd_learns_its_rates_by_the_chain_rule(x64):
     state, after, _ = quadratic(jaxmaml.meta_sgd, 0.3, optax.sgd(1.0), num_inner_steps=1)
-    slope = THETA - SUPPORT
-    adapted = THETA - 0.3 * slope
+    inner_gradient = THETA - SUPPORT
+    adapted = THETA - 0.3 * inner_gradient
     params, rates = difference(state, after)
     np.testing.assert_allclose(params["theta"], np.mean(0.7 * (adapted - QUERY), 0), rtol=1e-6)
-    np.testing.assert_allclose(rates["theta"], np.mean(-slope * (adapted - QUERY), 0), rtol=1e-6)
+    np.testing.assert_allclose(rates["theta"], np.mean(-inner_gradient * (adapted - QUERY), 0), rtol=1e-6)
 
 
 def test_rates_scale_the_transformed_gradient(x64):
@@ -162,7 +162,7 @@ def test_annealed_weights_sum_to_one_and_end_at_the_last_step():
 @pytest.mark.slow
 def test_first_order_steps_come_first_without_a_second_trace(x64):
     params, tasks = family.regression(jnp.float64), family.regression_tasks(2, jnp.float64)
-    # Looped over: steps that are written out round in another order within the branch than alone.
+    # Looped over: unrolled steps round in another order within the branch than alone.
     annealed, first, exact = (
         problems.maml(family.loss_fn, remat="steps", **options)
         for options in ({"first_order_steps": 1}, {"derivative": "first_order"}, {})
@@ -189,10 +189,10 @@ def test_per_step_leaves_are_those_of_their_step(x64):
     two = one - 0.5 * (one + 0.4)
     np.testing.assert_allclose(info.support_loss[0], [0.5 * 1.1**2, 0.5 * (one + 0.4) ** 2], rtol=1e-12)
     np.testing.assert_allclose(info.query_loss[0], 0.5 * (two + 0.4 - 1.0) ** 2, rtol=1e-12)
-    slope = two + 0.4 - 1.0
+    inner_gradient = two + 0.4 - 1.0
     gradient = jax.tree.map(jnp.subtract, state.params, after.params)
-    np.testing.assert_allclose(gradient["theta"], 0.25 * slope, rtol=1e-12)
-    np.testing.assert_allclose(gradient["shift"], [-0.25 * slope, (1 - 0.5) * slope], rtol=1e-12)
+    np.testing.assert_allclose(gradient["theta"], 0.25 * inner_gradient, rtol=1e-12)
+    np.testing.assert_allclose(gradient["shift"], [-0.25 * inner_gradient, (1 - 0.5) * inner_gradient], rtol=1e-12)
     fast_params, _ = learner.adapt(state, jnp.zeros(()))
     np.testing.assert_allclose(fast_params["shift"], 0.4)
 

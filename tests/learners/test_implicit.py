@@ -41,11 +41,11 @@ def test_a_dense_solve(x64, quick_compiles, released):
             phi = phi - 0.1 * (HESSIAN @ (phi - support) + 2.0 * (phi - theta))
         system = 2.0 * np.eye(4) + HESSIAN / 12.0 if released else np.eye(4) + HESSIAN / 2.0
         right = HESSIAN @ (phi - query)
-        slope = HESSIAN @ (phi - support) + 2.0 * (phi - theta)
+        gradient = HESSIAN @ (phi - support) + 2.0 * (phi - theta)
         expected += np.linalg.solve(system, right) / 3
     np.testing.assert_allclose(ours, expected, rtol=1e-9)
     assert np.all(info.diagnostics.residual < 1e-10)
-    np.testing.assert_allclose(info.diagnostics.stationarity[-1], np.linalg.norm(slope), rtol=1e-9)
+    np.testing.assert_allclose(info.diagnostics.stationarity[-1], np.linalg.norm(gradient), rtol=1e-9)
 
 
 def proximal(strength):

@@ -76,9 +76,9 @@ def test_cavia_with_a_chaser():
         for index in range(2):
             support, query = jax.tree.map(lambda leaf, index=index: leaf[index], tasks())
             both = jax.tree.map(lambda s, q: jnp.concatenate([s, q]), support, query)
-            slope = jax.grad(lambda context, batch: loss_fn({**params, "context": context}, batch))
-            chaser = -0.2 * slope(jnp.zeros(()), support)
-            leader = chaser - 0.2 * slope(chaser, both)
+            gradient = jax.grad(lambda context, batch: loss_fn({**params, "context": context}, batch))
+            chaser = -0.2 * gradient(jnp.zeros(()), support)
+            leader = chaser - 0.2 * gradient(chaser, both)
             total += 0.25 * (chaser - jax.lax.stop_gradient(leader)) ** 2
         return total
 

@@ -45,18 +45,18 @@ def test_max_pool_equals_lax(x64, size):
         return lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
 
     np.testing.assert_array_equal(max_pool(x), reference(x))
-    slope, expected = (jax.grad(lambda x, f=f: jnp.sum(jnp.sin(f(x)))) for f in (max_pool, reference))
-    np.testing.assert_array_equal(slope(x), expected(x))
+    gradient, expected = (jax.grad(lambda x, f=f: jnp.sum(jnp.sin(f(x)))) for f in (max_pool, reference))
+    np.testing.assert_array_equal(gradient(x), expected(x))
     along = jnp.cos(x)
-    np.testing.assert_allclose(*(jax.jvp(s, (x,), (along,))[1] for s in (slope, expected)), rtol=1e-12)
-    np.testing.assert_allclose(*(jax.vjp(s, x)[1](along)[0] for s in (slope, expected)), rtol=1e-12)
+    np.testing.assert_allclose(*(jax.jvp(s, (x,), (along,))[1] for s in (gradient, expected)), rtol=1e-12)
+    np.testing.assert_allclose(*(jax.vjp(s, x)[1](along)[0] for s in (gradient, expected)), rtol=1e-12)
 
 
-def test_the_slope_of_max_pool_pads_nothing():
+def test_the_gradient_of_max_pool_pads_nothing():
     """Not in any mode of differentiation: a pad for each pixel of the window is what made it slow."""
     x = jnp.ones((1, 4, 4, 2))
-    slope = jax.grad(lambda x: jnp.sum(jnp.sin(max_pool(x))))
-    for function in (slope, jax.grad(lambda x: jnp.vdot(slope(x), x)), lambda x: jax.jvp(slope, (x,), (x,))):
+    gradient = jax.grad(lambda x: jnp.sum(jnp.sin(max_pool(x))))
+    for function in (gradient, jax.grad(lambda x: jnp.vdot(gradient(x), x)), lambda x: jax.jvp(gradient, (x,), (x,))):
         assert " pad[" not in str(jax.make_jaxpr(function)(x))
 
 
@@ -81,12 +81,12 @@ def test_max_pool_keeps_its_gradient_whatever_xla_fuses(x64, activation):
             y = max_pool(activation(batch_norm(y)))
         return jnp.sum(y**3)
 
-    slope = jax.grad(loss)
+    gradient = jax.grad(loss)
     direction = [jnp.cos(p) for p in params]
-    compiled = jax.jit(lambda p: jax.jvp(slope, (p,), (direction,)))(params)
+    compiled = jax.jit(lambda p: jax.jvp(gradient, (p,), (direction,)))(params)
     step = 1e-5
     shifted = [[p + sign * step * d for p, d in zip(params, direction, strict=True)] for sign in (1, -1)]
-    up, down = (jax.jit(slope)(p) for p in shifted)
+    up, down = (jax.jit(gradient)(p) for p in shifted)
     for (a, b), along in zip(zip(up, down, strict=True), compiled[1], strict=True):
         np.testing.assert_allclose(along, (a - b) / (2 * step), rtol=1e-4, atol=1e-4)
 
@@ -142,8 +142,8 @@ def test_streamed_normalisation_is_batch_norm(x64, quick_compiles, monkeypatch):
         return jaxmaml.nn.max_pool(jaxmaml.nn.batch_norm(x @ w, None, variables["params"]["bias"]))
 
     def all_of(function):
-        slope = jax.grad(lambda w: jnp.sum(jnp.sin(function(w))))
-        return jax.jit(lambda w: (function(w), *jax.jvp(slope, (w,), (jnp.cos(w),))))(w)
+        gradient = jax.grad(lambda w: jnp.sum(jnp.sin(function(w))))
+        return jax.jit(lambda w: (function(w), *jax.jvp(gradient, (w,), (jnp.cos(w),))))(w)
 
     expected = all_of(plain)
     for size in (1, 2, 3, 6):
@@ -167,8 +167,8 @@ def test_streamed_blocks_are_the_model(x64, quick_compiles, monkeypatch, options
     params = jax.tree.map(lambda p: p + 0.1 * jnp.cos(jnp.arange(p.size)).reshape(p.shape), params)
 
     def all_of():
-        slope = jax.grad(lambda p: jnp.sum(jnp.sin(model.apply(p, images))))
-        return model.apply(params, images), *jax.jvp(slope, (params,), (jax.tree.map(jnp.cos, params),))
+        gradient = jax.grad(lambda p: jnp.sum(jnp.sin(model.apply(p, images))))
+        return model.apply(params, images), *jax.jvp(gradient, (params,), (jax.tree.map(jnp.cos, params),))
 
     in_groups_of(4, monkeypatch)
     expected = jax.tree.leaves(jax.jit(all_of)())
@@ -319,5 +319,5 @@ def test_biases_that_the_mean_cancels_are_not_added(x64, quick_compiles):
     added, statistics = model.apply(params, images, mutable=["batch_stats"])
     np.testing.assert_allclose(model.apply(params, images), added, rtol=1e-10, atol=1e-11)
     np.testing.assert_allclose(model.apply({**params, **statistics}, images), added, rtol=1e-10, atol=1e-11)
-    slope = jax.jit(jax.grad(lambda p: jnp.sum(jnp.sin(model.apply(p, images)))))(params)["params"]
-    assert all(not slope[name]["bias"].any() and slope[name]["kernel"].any() for name in moved)
+    gradient = jax.jit(jax.grad(lambda p: jnp.sum(jnp.sin(model.apply(p, images)))))(params)["params"]
+    assert all(not gradient[name]["bias"].any() and gradient[name]["kernel"].any() for name in moved)

@@ -1,4 +1,4 @@
-"""Training that survives: resumed runs give the same bits, killed ones lose little, wrong checkpoints are refused."""
+"""Training that survives: resumed runs are deterministic to the bit, wrong checkpoints are refused."""
 
 import json
 import signal

@@ -28,9 +28,9 @@ FUNCTIONS = {
 def derivatives(function, x):
     """Value, first and second derivatives, the latter along another direction."""
     total = lambda x: jnp.sum(jnp.sin(jnp.nan_to_num(function(x), posinf=4.0, neginf=-4.0)))  # noqa: E731
-    slope = jax.grad(total)
+    gradient = jax.grad(total)
     forward = jax.jvp(function, (x,), (jnp.cos(x.size + jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape),))
-    return function(x), slope(x), forward[1], jax.jvp(slope, (x,), (jnp.ones_like(x),))[1]
+    return function(x), gradient(x), forward[1], jax.jvp(gradient, (x,), (jnp.ones_like(x),))[1]
 
 
 @pytest.mark.slow
@@ -59,8 +59,8 @@ def test_derivatives_are_those_of_jax(x64, name, values):
 def test_dtypes_stay(dtype):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)), dtype)
     for function in (lambda x: jnp.maximum(x, 0.0), lambda x: jnp.max(x, axis=0)):
-        value, slope = jax.value_and_grad(lambda x, f=function: jnp.sum(with_exact_derivatives(f)(x)))(x)
-        assert value.dtype == slope.dtype == dtype
+        value, gradient = jax.value_and_grad(lambda x, f=function: jnp.sum(with_exact_derivatives(f)(x)))(x)
+        assert value.dtype == gradient.dtype == dtype
 
 
 def test_integers_are_left_alone():

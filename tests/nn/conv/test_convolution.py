@@ -55,8 +55,8 @@ def test_equals_lax(x64, quick_compiles, ndim, stride, padding, dilation):
     if ndim == 2 and dilation == 1:
 
         def curvature(run):
-            slope = jax.grad(lambda x, k: jnp.sum(jnp.sin(run(x, k))), argnums=(0, 1))
-            return jax.jvp(slope, (x, kernel), (jnp.cos(x), jnp.sin(kernel)))[1]
+            gradient = jax.grad(lambda x, k: jnp.sum(jnp.sin(run(x, k))), argnums=(0, 1))
+            return jax.jvp(gradient, (x, kernel), (jnp.cos(x), jnp.sin(kernel)))[1]
 
         for a, b in zip(curvature(our_run), curvature(their_run), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11)
@@ -106,14 +106,15 @@ def test_layouts_groups_and_dilations(x64, quick_compiles, case):
     shape[options["dimension_numbers"][1].index("I")] //= groups
     x, kernel = jnp.asarray(rng.normal(size=(4, 4, 4, 4))), jnp.asarray(rng.normal(size=shape))
 
-    def value_and_slopes(conv):
+    def value_and_gradients(conv):
         def run(x, kernel):
             return jnp.sum(jnp.sin(conv(x, kernel, **options)))
 
-        slopes = jax.grad(run, (0, 1))
-        return conv(x, kernel, **options), slopes(x, kernel), jax.jvp(slopes, (x, kernel), (kernel_like(x), kernel))[1]
+        gradients = jax.grad(run, (0, 1))
+        second = jax.jvp(gradients, (x, kernel), (kernel_like(x), kernel))[1]
+        return conv(x, kernel, **options), gradients(x, kernel), second
 
-    ours, theirs = value_and_slopes(conv_general_dilated), value_and_slopes(lax.conv_general_dilated)
+    ours, theirs = value_and_gradients(conv_general_dilated), value_and_gradients(lax.conv_general_dilated)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10)
     program = jax.jit(lambda x, k: conv_general_dilated(x, k, **options)).lower(x, kernel).as_text()
@@ -135,7 +136,7 @@ def kernel_like(x):
     ],
 )
 def test_large_images_on_a_cpu_take_its_own_convolution(monkeypatch, quick_compiles, channels, size, window, padding):
-    """Whatever the form: value, slopes and second derivatives, and with a kernel for each task."""
+    """Whatever the form: value, gradients and second derivatives, and with a kernel for each task."""
     monkeypatch.setattr(cpu, "gains", lambda out, sizes, one_thread: True)
     rng = np.random.default_rng(5)
     x, kernel = rng.normal(size=(5, *size, channels[0])), rng.normal(size=(*window, *channels)) / 10
@@ -144,8 +145,8 @@ def test_large_images_on_a_cpu_take_its_own_convolution(monkeypatch, quick_compi
         def loss(x, kernel):
             return jnp.mean(jnp.sin(conv(x, kernel, (1, 1), padding, dimension_numbers=DIMS[2])))
 
-        slopes = jax.grad(loss, (0, 1))
-        return slopes(x, kernel), jax.jvp(slopes, (x, kernel), (jnp.cos(x), jnp.sin(kernel)))[1]
+        gradients = jax.grad(loss, (0, 1))
+        return gradients(x, kernel), jax.jvp(gradients, (x, kernel), (jnp.cos(x), jnp.sin(kernel)))[1]
 
     ours = jax.jit(lambda x, kernel: everything(conv_general_dilated, x, kernel))
     narrow = [a.astype(np.float32) for a in (x, kernel)]
@@ -164,12 +165,12 @@ def test_large_images_on_a_cpu_take_its_own_convolution(monkeypatch, quick_compi
 def test_other_devices_gather_windows(monkeypatch, tasks):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     x, kernel = jnp.ones((tasks, 5, 42, 42, 32)), jnp.ones((tasks, 3, 3, 32, 32))
-    slopes = jax.vmap(
+    gradients = jax.vmap(
         jax.grad(
             lambda x, k: jnp.sum(conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=DIMS[2]) ** 2), (0, 1)
         )
     )
-    program = jax.jit(slopes).lower(x, kernel).as_text()
+    program = jax.jit(gradients).lower(x, kernel).as_text()
     assert "stablehlo.convolution" not in program
 
 
@@ -179,7 +180,7 @@ def test_other_devices_gather_windows(monkeypatch, tasks):
         ("output", 1, 3, 32, 35280, True, True),
         ("output", 1, 3, 32, 100, True, False),  # few pixels
         ("output", 4, 3, 8, 35280, True, False),  # groups of features
-        ("image", 4, 3, 32, 35280, True, False),  # the slope of a thin image
+        ("image", 4, 3, 32, 35280, True, False),  # the gradient of a thin image
         ("kernel", 4, 256, 256, 400, True, True),
         ("kernel", 1, 3, 32, 35280, False, False),  # a thread for each core
         ("output", 4, 32, 32, 8820, False, False),
