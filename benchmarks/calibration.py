@@ -129,7 +129,13 @@ def measure(config: Config, shots: int, console: Console) -> tuple[dict[str, dic
 
 
 def log_likelihood(means: np.ndarray, targets: np.ndarray, std: float) -> np.ndarray:
-    """The log-likelihood in nats, `[tasks, points]`, of an equal mixture of normals at `means [tasks, models, points]`."""
+    """The log-likelihood in nats `[tasks, points]` of an equal mixture of normals at `means`.
+
+    Args:
+      means: `[tasks, models, points]`.
+      targets: `[tasks, points]`.
+      std: The standard deviation of every normal.
+    """
     away = (targets[:, None] - means) / std
     logs = -0.5 * away**2 - np.log(std) - 0.5 * np.log(2 * np.pi)
     top = logs.max(1, keepdims=True)

@@ -22,7 +22,7 @@ from jax import lax
 
 import jaxmaml
 from benchmarks.common import reporting
-from jaxmaml.execution.rewriting.programs import rewritten
+from jaxmaml.execution.rewriting.replacement import rewritten
 from jaxmaml.jax_internals import CONVOLUTION, DOT_GENERAL
 
 matplotlib.use("Agg")

@@ -1,6 +1,6 @@
 """The only module that uses JAX's less stable interfaces: its programs (jaxprs), primitives and flags.
 
-All other modules use JAX's public functions. `CONTRIBUTING.md` says with which versions of JAX the tests run.
+All other modules use JAX's public functions. The README says with which versions of JAX the tests run.
 """
 
 import functools
@@ -180,7 +180,7 @@ def is_plain(x: jax.Array) -> bool:
 
 
 def plain_type(shape: tuple[int, ...], dtype: Any) -> Any:
-    """The type of an array of zeros created here; within `shard_map`, such a type refers to the mesh."""
+    """The abstract value of a plain array of this shape and dtype, in the current mesh."""
     return _type_of_zeros(tuple(shape), jnp.dtype(dtype), jax.sharding.get_abstract_mesh())
 
 

@@ -75,20 +75,23 @@ class Execution(TypedDict, total=False):
         for a single device. If the number of tasks is not a multiple of the number of devices, some are partly idle.
       remat: What the inner loop keeps for its derivative, and what is recomputed.
         `"gradients"`, the default, keeps the parameters and the optimizer state before each inner step, and the inner
-        gradients where the optimizer's derivative needs them. Loops of two to five small steps (256 KB in total on a
-        CPU, elsewhere 256 MB for each task, and at most 20 matmuls in a step) are unrolled, and XLA chooses.
+        gradients where the optimizer's derivative needs them. Loops of two to five small steps are unrolled, and XLA
+        chooses what to keep: those that hold at most 256 KB on a CPU or 256 MB elsewhere, all steps of one task
+        together, with at most 20 matmuls in a step.
         `"steps"` keeps the parameters and the optimizer state, and recomputes the gradients.
         `"recursive"` is binomial checkpointing: it keeps the parameters and the optimizer state before a few steps, 14
-        of 100 or 18 of 1,000, and recomputes each of `K` steps up to `ceil(log10 K)` times. Forward-mode
-        differentiation through it is not supported.
-        `"none"` keeps everything that JAX's reverse mode would. For a single inner step, `"gradients"` does the same.
+        of 100 or 18 of 1,000, and recomputes each of `K` steps up to `ceil(log10 K)` times. Up to ten steps it is
+        `"steps"`. Forward-mode differentiation through it is not supported.
+        `"none"` keeps everything that JAX's reverse mode would, and unrolls as `"gradients"` does. For a single inner
+        step both are the same.
       matmul_precision: The precision of matmuls and convolutions in `loss_fn`, as for `jax.default_matmul_precision`:
         `"bfloat16"`, `"tensorfloat32"`, `"float32"`, `"BF16_BF16_F32"` ...; `None`, the default, is the platform's.
-      rewrite: Whether the traced program of the loss and of the outer step may be rewritten in three ways. Maxima and
+      rewrite: Whether the traced program of the loss and of the outer step may be rewritten in four ways. Maxima and
         minima get derivatives that do not depend on how the compiler rounds; functions with a `custom_vjp` get all of
-        their arguments batched over tasks; on a CPU, matmuls get the operand order that is fastest there. `True` by
-        default; with `False` the program runs as plain JAX would run it. The environment variable `JAXMAML_REWRITE=0`
-        switches all three off for every learner, and makes the layers in `jaxmaml.nn` plain JAX as well.
+        their arguments batched over tasks; on a CPU, matmuls get the operand order that is fastest there, and with a
+        mesh the convolutions of `jaxmaml.nn` may be XLA's own. `True` by default; with `False` the program runs as
+        plain JAX would run it. The environment variable `JAXMAML_REWRITE=0` switches all four off for every learner,
+        and makes the layers in `jaxmaml.nn` plain JAX as well.
     """
 
     chunk_size: int | Literal["auto"] | None
@@ -109,7 +112,7 @@ class Axes(Execution, total=False):
     Attributes:
       derivative: How the meta-gradient is computed. `"mixed"`, the default, is exact and uses forward over reverse
         mode; `"reverse"` is exact and uses reverse over reverse mode; `"first_order"` treats inner gradients as
-        constants; `Implicit(...)` and `Evolution(...)` are those of iMAML and ES-MAML.
+        constants; `Implicit(...)` is that of iMAML, and `Evolution(...)` that of ES-MAML.
       adapted: The leaves that inner steps update, all by default. For the others no inner gradient is computed.
       start: `(params, support) -> params`, the parameters that adaptation to a task starts from, of the same shapes.
         It is differentiated. `None`, the default, starts from the initial parameters themselves.
@@ -205,7 +208,9 @@ def _check_execution(options: Options) -> None:
 
 def _check_estimator(derivative: Implicit | Evolution, options: Options) -> None:
     if options.first_order_steps:
-        raise ValueError(f"`first_order_steps` needs inner derivatives, which {type(derivative).__name__} has not.")
+        raise ValueError(
+            f"`first_order_steps` needs inner derivatives, which {type(derivative).__name__} does not use."
+        )
     if isinstance(derivative, Evolution):
         checks.positive("std", derivative.std)
         checks.positive_int("num_pairs", derivative.num_pairs)

@@ -6,6 +6,8 @@ import re
 
 import pytest
 
+import jaxmaml
+from tests import family
 from tests.conftest import REPOSITORY
 
 INTERNALS = re.compile(
@@ -93,6 +95,26 @@ def test_execution_is_wrapped_round_core_in_one_place():
     inside = {module: imported for module, imported in _modules().items() if module.startswith("core.")}
     found = {(module, other) for module, imported in inside.items() for other in imported if "execution" in other}
     assert found == {("core.learner", "execution.executor")}
+
+
+def test_learners_import_no_sibling():
+    learners = {module: imported for module, imported in _modules().items() if module.startswith("learners.")}
+    del learners["learners.__init__"]
+    assert not [module for module, imported in learners.items() if any(o.startswith("learners.") for o in imported)]
+
+
+def test_no_module_imports_the_whole_package():
+    """Which would hide what it uses; examples in docstrings may."""
+    for path in (REPOSITORY / "jaxmaml").rglob("*.py"):
+        imports = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import)]
+        assert not [alias for node in imports for alias in node.names if alias.name.startswith("jaxmaml")], path
+
+
+def test_every_learner_is_exported_and_conforms():
+    """To be exported is to be in `tests.family.FACTORIES`, of which the conformance tests are."""
+    names = {path.stem for path in (REPOSITORY / "jaxmaml" / "learners").glob("*.py")} - {"__init__"}
+    assert names == set(family.FACTORIES)
+    assert all(getattr(jaxmaml, name) is getattr(jaxmaml.learners, name) for name in names)
 
 
 def test_no_module_imports_itself_by_way_of_others():

@@ -16,8 +16,8 @@ from jaxmaml.options import Implicit, Options
 from jaxmaml.supports import minibatches
 from jaxmaml.types import INNER_GRADIENT, AdaptTrace, InnerRule, PyTree, StepLoop
 
-#: `((params, rule_params), support, num_inner_steps, key, observe, then) -> (fast_params, AdaptTrace)`, and what
-#: `then` leads to where it is given.
+#: `((params, rule_params), support, num_inner_steps, key, observe, then) -> (fast_params, AdaptTrace)`, and the
+#: parameters after further steps if `then` is given.
 InnerLoop = Callable[..., Any]
 
 
@@ -26,8 +26,8 @@ def make_inner_loop(loss_fn: Callable[..., Any], rule: InnerRule, options: Optio
 
     `step_loop.run` iterates the step as `jax.lax.scan` does. Only the adapted leaves are carried and differentiated.
     `observe(params, k)` is recorded after `k` steps, from 0. Leaves with a value for each step are passed whole, and
-    `of_step` selects that of one step. With `then = (data, number)`, that many further steps are taken on `data`, and
-    the parameters that they lead to are returned as well, as constants.
+    `of_step` selects that of one step. With `then = (data, n)`, `n` further steps are taken on `data`, and their
+    parameters are returned as a third result, which is not differentiated.
     """
     derivative = options.derivative if isinstance(options.derivative, str) else "first_order"
     strength = options.derivative.strength if isinstance(options.derivative, Implicit) else None

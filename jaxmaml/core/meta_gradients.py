@@ -23,7 +23,7 @@ class ImplicitInfo(NamedTuple):
     """The accuracy of a task's implicit gradient: `info.diagnostics` of a learner with `Implicit`.
 
     Attributes:
-      residual: Of the linear system, as a share of its right-hand side, `[num_tasks]`.
+      residual: The relative norm of the linear system's residual, `[num_tasks]`.
       stationarity: Norm of the inner objective's gradient where the inner loop ended, `[num_tasks]`; at the
         minimum that the formula assumes it is 0.
     """

@@ -120,7 +120,7 @@ def schedule(first: int, length: int, slot: int, free: int) -> Iterator[Action]:
         yield Action(first, slot, slot, reverse=True)
         return
     repeats = next(r for r in itertools.count(1) if math.comb(free + r, r) >= length)
-    # Either part fits its slots: the right one in as many repeats and one slot less, the left one in one repeat less.
+    # Both parts fit: the right one has one slot fewer and equally many repeats, the left one repeat fewer.
     left = min(math.comb(free + repeats - 1, repeats - 1), length - math.comb(free - 1 + repeats - 1, repeats - 1))
     for index in range(first, first + left):
         yield Action(index, slot if index == first else slot + 1, slot + 1, reverse=False)

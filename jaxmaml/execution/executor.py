@@ -8,17 +8,17 @@ import jax
 
 from jaxmaml.execution.query_chunks import mean_over_chunks
 from jaxmaml.execution.remat import keeps_all, remat_scan
+from jaxmaml.execution.rewriting.cpu_implementations import with_cpu_implementations
 from jaxmaml.execution.rewriting.exact_derivatives import with_exact_derivatives
-from jaxmaml.execution.rewriting.matmul_order import reordered
 from jaxmaml.execution.task_axis import over_tasks
 from jaxmaml.options import Options
 from jaxmaml.types import StepLoop
 
 
 class Executor:
-    """The execution options of a learner as functions of functions; each returns the same function up to rounding.
+    """The execution options of a learner, as functions that wrap functions.
 
-    `core.learner` applies them from outside, so that no other module of `core` knows of them.
+    `core.learner` applies them from outside. The rest of `core` knows of them only as the `StepLoop` that it is given.
     """
 
     def __init__(self, options: Options):
@@ -29,7 +29,7 @@ class Executor:
         )
 
     def exact(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function of the user's, or one that calls them, with derivatives that `vmap` and compilation keep."""
+        """A user's function, or one that calls it, with derivatives that stay correct under `vmap` and `jit`."""
         return with_exact_derivatives(function, self._options.rewrite)
 
     def loss(self, loss_fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -47,7 +47,7 @@ class Executor:
         return mean_over_chunks(loss_fn, self._options.query_chunk_size)
 
     def inner_loop(self, inner_loop: Callable[..., Any]) -> Callable[..., Any]:
-        """The inner loop; its rule, its start and the custom rules inside the model are differentiated too."""
+        """The inner loop with exact derivatives, including those of its rule and its start."""
 
         def exact_inner_loop(meta, support, num_inner_steps, key=None, observe=None, then=None):
             data, number = (None, 0) if then is None else then
@@ -63,5 +63,5 @@ class Executor:
     def mean_over_tasks(self, gradient: Callable[..., Any]) -> Callable[..., Any]:
         """`(meta, step, tasks) -> (out, grads)`, averaged over tasks in chunks and over devices."""
         options = self._options
-        gradient = reordered(gradient, options.mesh is not None, options.rewrite)
+        gradient = with_cpu_implementations(gradient, options.mesh is not None, options.rewrite)
         return over_tasks(gradient, options.chunk_size, options.mesh)

@@ -24,15 +24,15 @@ def tasks_that_fit(function: Callable, *args_of_one_task) -> tuple[int, str]:
       function: A function of a batch of tasks.
       args_of_one_task: Its arguments for a batch of one task.
     """
-    working_set = peak_bytes(jax.make_jaxpr(function)(*args_of_one_task).jaxpr)
+    peak = peak_bytes(jax.make_jaxpr(function)(*args_of_one_task).jaxpr)
     platform = jax.default_backend()
     if platform == "cpu":
         room, kind = _CPU_BYTES, "the cache"
     else:
         stats = jax.local_devices()[0].memory_stats() or {}
         room, kind = int(_DEVICE_SHARE * stats.get("bytes_limit", 1 << 62)), "the device"
-    fits = max(1, room // max(1, working_set))
-    return fits, f"one holds about {working_set / 1e6:.3g} MB, and {room / 1e6:.3g} MB fit {kind} ({platform})."
+    fits = max(1, room // max(1, peak))
+    return fits, f"one holds about {peak / 1e6:.3g} MB, and {room / 1e6:.3g} MB fit {kind} ({platform})."
 
 
 def peak_bytes(jaxpr) -> int:

@@ -37,7 +37,7 @@ def remat_scan(step: Callable, start: PyTree, length: int, remat: str) -> tuple[
       length: The number of steps.
       remat: `"none"` keeps everything; `"gradients"` keeps the carries and the values named `INNER_GRADIENT`; `"steps"`
         keeps the carries; `"recursive"` keeps a few of the carries if there are more than ten steps. A single step is
-        not a loop, and a few small steps are unrolled; see `keeps_all` and above.
+        not a loop, and `_FEW_STEPS` small steps are unrolled.
     """
     if remat == "recursive" and length > 10:
         return binomial_scan(step, start, length, repeats=math.ceil(math.log10(length)))

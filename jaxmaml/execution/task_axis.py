@@ -27,8 +27,9 @@ def task_mesh(num_devices: int | None = None) -> Mesh:
     """Make a mesh of devices, to split the tasks of an outer step: `maml(..., mesh=task_mesh())`.
 
     On a CPU, each core that the process may use becomes one device with a single thread, because small matmuls gain
-    more from tasks in parallel than from threads. The smallest, such as those of a sinusoid MLP, gain from neither,
-    since synchronisation takes longer than they do: use `task_mesh(1)`, one device with a single thread. JAX fixes its
+    more from tasks in parallel than from threads. For the smallest models, such as a sinusoid MLP, synchronisation
+    costs
+    more than the matmuls: use `task_mesh(1)`, one device with a single thread. JAX fixes its
     devices at its first computation, so call this function before; later it returns a mesh of the existing devices.
 
     Args:

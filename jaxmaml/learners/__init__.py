@@ -1,6 +1,6 @@
 """The algorithms, one factory in each file; each fixes some of the axes in `options` and leaves the others free.
 
-Begin with `maml`, which fixes none. The package imports the shared modules and public namespaces at the top of
+Begin with `maml`, which fixes none. The package imports the modules at the top of
 `jaxmaml`, `rules`, and `core.learner`, where every factory ends; no file imports a sibling.
 """
 

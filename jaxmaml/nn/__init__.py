@@ -1,8 +1,9 @@
 """Layers that stay fast under the task axis, and the models of the MAML paper.
 
-One model in each file: `mlp`, `conv4`. `conv_block` is the block that `conv4` is made of, `layers`, `pooling` and
-`normalisation` are its parts, `conv` the convolution, and `running_statistics` averages batch statistics over tasks.
-Begin with `conv4`. The package imports the shared modules at the top of `jaxmaml`, `execution` and `training.samplers`.
+One model in each file: `mlp`, `conv4`. `conv_block` is the block that `conv4` is made of, `layers`, `pooling`,
+`normalisation` and `conv` are its parts; `example_groups` applies them to groups of examples that fit a CPU's cache,
+and `running_statistics` averages batch statistics over tasks. Begin with `conv4`. The package imports the shared
+modules at the top of `jaxmaml`, `execution` and `training.samplers`.
 """
 
 from jaxmaml.nn.conv.convolution import conv_general_dilated as conv_general_dilated

@@ -32,7 +32,7 @@ class Conv4(linen.Module):
       head_init: Initialiser of the head's kernel.
       conv_general_dilated: The convolution, with the arguments of `jax.lax.conv_general_dilated`.
       normalisation: `"batch"` uses the statistics of the batch, or of `support` if that is given; `"layer"` and
-        `"group"` use those of each example, over all channels or over eighths of them.
+        `"group"` use those of each example, over all channels or over 8 groups of channels.
       use_scale: Whether the normalisation learns a scale as well as a shift.
       num_context: The size of a vector `context`, initialised to zero, that scales and shifts the filters of the third
         block (FiLM; CAVIA).

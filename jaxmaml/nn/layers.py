@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen
 
 from jaxmaml import checks
-from jaxmaml.execution.rewriting import programs
+from jaxmaml.execution.rewriting.switch import is_enabled
 from jaxmaml.nn.normalisation import moments, normalised_layer, scaled
 
 
@@ -51,7 +51,7 @@ def batch_norm(
 
 
 def inductive(apply: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """Build an `apply` for images, or for `(images, support images)` to be normalised by the statistics of the latter.
+    """Build an `apply` that also takes `(images, support images)` and normalises by the statistics of the latter.
 
     Use it with `jaxmaml.tasks.with_support`, for support statistics instead of the query set's (transductive) ones.
 
@@ -77,11 +77,15 @@ def inductive(apply: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 class BatchNorm(linen.Module):
     """`batch_norm` with a learned shift and, with `use_scale`, a learned scale.
 
-    The original MAML code shifts but does not scale. `BatchNorm()(x, layer, pool)` is `pool(batch_norm(layer(x)))`;
-    without a scale, on a CPU, it never has all of `layer(x)` in memory: see `normalised_layer`. `num_support` is that
-    of `batch_norm`. With `defer=True` the result is `(y, normalise)`, where `normalise(y)` is the normalised output;
-    the next layer can then normalise its own groups of examples. `shift`, one number for each channel such as the
-    layer's bias, is added to `layer(x)`, unless the batch's own mean cancels it.
+    The original MAML code shifts but does not scale. The arguments of a call beside the input are
+
+    * `layer` and `pool`: the result is `pool(batch_norm(layer(x)))`; without a scale, on a CPU, all of `layer(x)` is
+      never in memory at once: see `normalised_layer`;
+    * `num_support`: that of `batch_norm`;
+    * `defer`: the result is `(y, normalise)`, where `normalise(y)` is the normalised output, so that the next layer can
+      normalise its own groups of examples;
+    * `shift`: one number for each channel, such as the layer's bias, that is added to `layer(x)`, unless the batch's
+      own mean cancels it.
 
     Statistics of other batches, such as running averages, are the variable collection `"batch_stats"`, as elsewhere in
     flax. If it is given, examples are normalised by it; if it is mutable, the batch's own statistics are written to it.
@@ -124,7 +128,7 @@ class BatchNorm(linen.Module):
         reads = self.has_variable("batch_stats", "mean") and not writes
         # Pooling commutes with normalisation only if its scale is positive.
         plain = scale is None and num_support is None and not writes and not reads
-        if layer is not None and plain and programs.is_enabled():
+        if layer is not None and plain and is_enabled():
             pooled, normalise = normalised_layer(layer, x, bias, pool, self.epsilon)
             return (pooled, normalise) if defer else normalise(pooled)
         y = x if layer is None else layer(x)

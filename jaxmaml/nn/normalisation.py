@@ -36,7 +36,7 @@ def normalised_layer(layer, x, bias, pool, epsilon):
     examples, with the statistics of all.
 
     Each group of examples gives its pooled outputs and the mean and variance of `layer(x)`, and the variance of all is
-    `var = mean_g var_g + var_g mean_g`. Pooling comes before normalisation, with which it commutes because
+    `Var = E_g[var_g] + Var_g[mean_g]`. Pooling comes before normalisation, with which it commutes because
     normalisation is increasing, so that fewer values are normalised.
     """
 

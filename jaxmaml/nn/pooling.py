@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen
 
 from jaxmaml import checks
-from jaxmaml.execution.rewriting import programs
+from jaxmaml.execution.rewriting.switch import is_enabled
 
 
 def max_pool(x: jax.Array, window: int = 2) -> jax.Array:
@@ -37,7 +37,7 @@ def max_pool(x: jax.Array, window: int = 2) -> jax.Array:
     rows, columns = height // window, width // window
     if rows == 0 or columns == 0:
         raise ValueError(f"`x` must be at least {window} x {window} pixels, got {height} x {width}.")
-    if not programs.is_enabled():
+    if not is_enabled():
         return linen.max_pool(x, (window, window), (window, window))
     return _maximum(x[:, : rows * window, : columns * window].reshape(batch, rows, window, columns, window, channels))
 

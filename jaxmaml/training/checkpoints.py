@@ -52,18 +52,18 @@ class Checkpoints(NamedTuple):
 
 
 class Store:
-    """Saves runs and finds the latest. A context, which waits for what is being written.
+    """Saves runs and finds the latest. A context manager; leaving it waits for pending writes.
 
     Args:
       settings: Where and how often.
-      state: Any of the learner's.
+      state: Any state of the learner.
       made_by: The fingerprints of the run, by name; `None` for what it does not have.
     """
 
     def __init__(self, settings: Checkpoints, state: MetaState, made_by: dict[str, str | None]):
         self.every = settings.every
         self._settings = settings
-        self._whole = -1  # The step that is known to be there, or was begun at.
+        self._whole = -1  # The step of the newest complete checkpoint, or the initial step.
         self.goes_on = False  # Whether a run had begun here before, even if it was killed before its first checkpoint.
         self._made_by = {"arrays": _arrays(state), "jax": jax.__version__, **made_by}
         options = ocp.CheckpointManagerOptions(max_to_keep=settings.keep, cleanup_tmp_directories=True)
@@ -97,7 +97,7 @@ class Store:
         return saved
 
     def save(self, run: Run) -> None:
-        """Save a run, unless it is there already or its arrays are gone, given to a dispatch that failed."""
+        """Save a run, unless it is saved already, or its arrays were donated to a dispatch that failed."""
         if any(leaf.is_deleted() for leaf in jax.tree.leaves(run.state)) or int(run.state.step) == self._whole:
             return
         self._whole = int(run.state.step)
@@ -110,7 +110,7 @@ class Store:
     def _check(self, where: str, made_by: dict[str, Any]) -> None:
         _check_arrays(where, made_by["arrays"], self._made_by["arrays"])
         if not self._settings.same_program or made_by["jax"] != self._made_by["jax"]:
-            return  # Another version may write the same program in other words.
+            return  # Another version of JAX may print the same program differently.
         for name, what in _DIFFERENCES.items():
             theirs, ours = made_by.get(name), self._made_by.get(name)
             if None not in (theirs, ours) and theirs != ours:

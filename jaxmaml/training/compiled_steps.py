@@ -31,8 +31,8 @@ def take_steps(
     rounded in the same way.
 
     Returns:
-      The state after the last step that was finite, and for `capacity` steps, of which the first `count` were taken,
-      metrics and whether they and all before were finite.
+      `(state, (metrics, is_finite))`: the last finite state, and arrays with a row for each step, of which the first
+      `count` are valid. `is_finite[i]` says whether steps `0 ... i` were all finite.
     """
     draw_step = functools.partial(draw, sample_task, key, num_tasks)
     begin = state.step
@@ -40,8 +40,8 @@ def take_steps(
 
     @jax.jit  # Traced once, although it is used for its shapes and in the loop.
     def take(state: MetaState, so_far: jax.Array):
-        # A branch of its own: else XLA computes random numbers again wherever they are used, for a tenth of the time of
-        # a sinusoid's outer step.
+        # In a branch, because XLA would otherwise recompute random numbers wherever they are used, which takes a
+        # tenth of the time of a sinusoid's outer step.
         tasks = jax.lax.cond(so_far, draw_step, lambda step: nothing, state.step)
         new_state, info = learner.update(state, tasks)
         means = jax.tree.map(lambda x: jnp.mean(x, 0), info._replace(grad_norm=info.grad_norm[None]))
@@ -55,7 +55,7 @@ def take_steps(
         return state, now[1], jax.tree.map(lambda h, n: h.at[step - begin].set(n), history, now)
 
     _, shapes = jax.eval_shape(lambda: take(state, True))
-    # Of one step alone, XLA would know that it is the only one, and round it otherwise than one of many.
+    # With a single row XLA specialises the program, which is then rounded differently.
     rows = max(2, capacity)
     history = jax.tree.map(lambda leaf: jnp.zeros((rows, *leaf.shape), leaf.dtype), shapes)
     carry = state, jnp.array(True), history

@@ -77,8 +77,8 @@ def evaluate(
 
     Raises:
       TypeError: If `tasks` is neither a `Task` nor a sampler, or `key` is missing for a sampler.
-      ValueError: If a count is < 1, if a batch is empty or uneven or comes with `key` or `num_tasks`, or if the
-        accuracy is not a scalar.
+      ValueError: If a count is < 1, if a batch is empty, has leaves of different lengths or comes with `key` or
+        `num_tasks`, or if the accuracy is not a scalar.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, jaxmaml

@@ -40,7 +40,7 @@ def _digest(text: str, arrays: Any) -> str:
 
 
 def _constants(jaxpr: Any) -> Iterator[Any]:
-    """Of all depths: what functions closed over, of which a program's text has no values."""
+    """The constants of a program at every level of nesting, whose values the printed program lacks."""
     if isinstance(jaxpr, ClosedJaxpr):
         yield from jaxpr.consts
         jaxpr = jaxpr.jaxpr

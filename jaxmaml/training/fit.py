@@ -76,7 +76,7 @@ def fit(
 
     Sampling, outer step and metrics run on the device. One dispatch is one compiled call that takes
     `steps_per_dispatch` outer steps. The tasks of outer step `t = state.step` are drawn from `fold_in(key, t)`, so that
-    training in two calls, or with another number of steps in a dispatch, is deterministic to the bit.
+    training in two calls, or with another number of steps in a dispatch, gives results that are equal to the bit.
 
     Args:
       learner: A learner from `jaxmaml.maml` or another factory.
@@ -243,10 +243,10 @@ def _non_finite(state: MetaState, histories: list[MetaInfo], failed_at: int) -> 
     return NonFiniteError(
         f"The meta-loss became non-finite at outer step {int(state.step)}, or the step itself was: query loss "
         f"{last.query_loss[failed_at]}, support losses {last.support_loss[failed_at].tolist()}, norm of the "
-        f"meta-gradient {last.grad_norm[failed_at]}. The state before it is this error's `state`, and `history` ends "
-        "with it. Usual causes: an inner step size that diverges, an outer one that is too large (clip its gradient), "
-        "labels outside of 0 ... num_ways - 1, an inner rule whose derivative is not finite where a gradient is zero, "
-        "or a norm or square root at zero in `loss_fn`.",
+        f"meta-gradient {last.grad_norm[failed_at]}. The state before it is this error's `state`; `history` ends with "
+        "the step that failed. Usual causes: an inner step size that diverges, an outer one that is too large (clip "
+        "its gradient), labels outside of 0 ... num_ways - 1, an inner rule whose derivative is not finite where a "
+        "gradient is zero, or a norm or square root at zero in `loss_fn`.",
         state,
         _joined([*histories[:-1], _first(failed_at + 1, last)]),
     )

@@ -19,11 +19,11 @@ class Run(NamedTuple):
     """The contents of a checkpoint.
 
     Attributes:
-      state: Where training is.
-      key: Data of the key that draws the tasks.
-      best: The state that validated best; the start, before any validation.
-      score: Of `best`, float32; larger is better.
-      since_best: Validations since then, int32.
+      state: The current state.
+      key: The data of the PRNG key from which tasks are drawn.
+      best: The state with the best validation score; the initial state before any validation.
+      score: The score of `best`, float32; larger is better.
+      since_best: The number of validations since `best`, int32.
     """
 
     state: MetaState

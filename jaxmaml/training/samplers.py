@@ -20,9 +20,9 @@ Sampler = Callable[[chex.PRNGKey], Task]
 def as_pytree(sample_task: Sampler) -> Sampler:
     """Convert a sampler to a pytree, which `jit` accepts as an argument.
 
-    A plain function becomes a `Partial` without leaves, static by its identity: changing what it refers to after the
-    first call has no effect. One that is a pytree already, such as
-    `image_episodes` returns, keeps its arrays as leaves: they are passed to the device and not compiled in.
+    A plain function becomes a `Partial` without leaves, which is static by its identity: later changes to objects that
+    it closes over have no effect. A sampler that is a pytree already, such as `image_episodes` returns, keeps its
+    arrays as leaves, so that they are arguments of the compiled call and not constants in it.
     """
     if jax.tree_util.all_leaves([sample_task]):
         return jax.tree_util.Partial(sample_task)

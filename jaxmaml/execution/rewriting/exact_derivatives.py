@@ -7,7 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxmaml.execution.rewriting.extrema import REPLACEMENTS
-from jaxmaml.execution.rewriting.programs import is_enabled, rewritten
+from jaxmaml.execution.rewriting.replacement import rewritten
+from jaxmaml.execution.rewriting.switch import is_enabled
 from jaxmaml.jax_internals import CUSTOM_JVP, CUSTOM_VJP, evaluated, package_of, tie
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxmaml import checks
-from jaxmaml.execution.rewriting import programs
+from jaxmaml.execution.rewriting.switch import is_enabled
 from jaxmaml.jax_internals import flag
 from jaxmaml.nn.conv import primitive
 from jaxmaml.nn.conv.spec import ConvSpec
@@ -40,9 +40,10 @@ def conv_general_dilated(
 
     which is a batched matmul where each task has its own kernel. The VJPs are computed in the same way. On the CPU
     devices of `jaxmaml.task_mesh()`, larger float32 images with strides of one use XLA's own convolution, one task
-    after another, also for the VJPs. (These multiply some entries by zero, so that an input that is not finite may make
-    more entries NaN than the formula does.) On a CPU, patches are formed for groups of examples that fit the cache, and
-    recomputed for the derivative, so that the patches of all examples are never in memory together.
+    after another, also for the VJPs, unless the learner has `rewrite=False`. (These multiply some entries by zero, so
+    that an input that is not finite may make more entries NaN than the formula does.) On a CPU, patches are formed
+    for groups of examples that fit the cache, and recomputed for the derivative, so that the patches of all examples
+    are never in memory together.
 
     Args:
       lhs: Input; `[N, *spatial, C]` unless `dimension_numbers` say otherwise.
@@ -83,12 +84,7 @@ def conv_general_dilated(
     }
     # lax checks the arguments and knows the output's shape.
     expected = jax.eval_shape(lambda x, k: lax.conv_general_dilated(x, k, **call), lhs, rhs)
-    if (
-        lowering == "lax"
-        or not programs.is_enabled()
-        or batch_group_count != 1
-        or 0 in (lhs.size, rhs.size, expected.size)
-    ):
+    if lowering == "lax" or not is_enabled() or batch_group_count != 1 or 0 in (lhs.size, rhs.size, expected.size):
         return lax.conv_general_dilated(lhs, rhs, **call)
 
     dims = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)

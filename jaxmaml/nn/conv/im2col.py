@@ -85,5 +85,5 @@ def _kernel(image, output, spec: ConvSpec, precision, dtype):
     return kernel.reshape(*spec.window, image.shape[-1], output.shape[-1])
 
 
-#: The convolution and its VJPs of one group, by the array that they compute: `(first, second, spec, precision, dtype)`.
+#: The convolution and its VJPs of one group, by the name of the array: `(first, second, spec, precision, dtype)`.
 MATMULS = {"output": _output, "image": _image, "kernel": _kernel}

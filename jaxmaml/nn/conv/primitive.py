@@ -5,7 +5,7 @@ All of them come from one trilinear form, a scalar that is linear in each of its
     sum_{n, p, k, c, o} image[n, p * stride + k * dilation, c] * kernel[k, c, o] * output[n, p, o],
 
 by leaving one array out: `output` for the convolution, and `image` or `kernel` for its VJP with respect to that array.
-Their derivatives leave out one of their own two arrays, so that no other operation arises. An axis that `vmap` adds to
+Each is bilinear in its two operands, so that its derivatives are again among the three. An axis that `vmap` adds to
 two of the three arrays is merged into an axis that these two share, such as the examples. An axis that all three have
 is an axis of groups, and so is `feature_group_count`.
 """
@@ -85,7 +85,7 @@ def _batch(operands, axes, *, out, **params):
 
 
 def _join(x, axis):
-    """`x` with its leading axis merged into the axis that is `axis` without it."""
+    """`x` with its leading axis merged into axis `axis`, which is numbered without the leading axis."""
     at = axis if axis > 0 else x.ndim - 1 + axis
     x = jnp.moveaxis(x, 0, at)
     return x.reshape(*x.shape[:at], -1, *x.shape[at + 2 :])

@@ -1,4 +1,4 @@
-"""Matmuls in the operand order that is fastest on a CPU."""
+"""The implementations that are fastest on a CPU: the operand order of matmuls, and those of deferred primitives."""
 
 import functools
 import math
@@ -9,23 +9,29 @@ import jax
 from jax import lax
 
 from jaxmaml.execution.rewriting.deferred import implementation
-from jaxmaml.execution.rewriting.programs import is_enabled, rewritten
+from jaxmaml.execution.rewriting.replacement import rewritten
+from jaxmaml.execution.rewriting.switch import is_enabled
 from jaxmaml.jax_internals import DOT_GENERAL
 
 # The gradient of a kernel, `X^T dY`, contracts the rows of both operands. XLA's CPU backend passes such a matmul to its
-# fast library only if one operand is transposed first. On one core, transposing takes 0.6 to 0.95 of the time if the
-# result stays in the cache and the transposed operand does too or is at most a quarter of the other one, 0.7 to 1 with
-# few rows, and otherwise up to 1.5. Where XLA has a thread for each core, as without a mesh, it gains nothing.
+# fast library only if one operand is transposed first. On one core, relative to the time without transposing, it takes
+# - 0.6 to 0.95 if the result stays in the cache, and the transposed operand does too or is at most a quarter of the
+#   other one;
+# - 0.7 to 1 with few rows;
+# - otherwise up to 1.5.
+# Where XLA has a thread for each core, as without a mesh, transposing gains nothing.
 _RATIO = 4
 _CACHED_SIZE = 1 << 16
 _RESULT_SIZE = 1 << 18
 _FEW_ROWS = 32
 
 
-def reordered(function: Callable, one_thread: bool, rewrite: bool = True) -> Callable:
-    """`function` with one operand of such matmuls transposed first where that is faster, also inside loops; CPU only.
+def with_cpu_implementations(function: Callable, one_thread: bool, rewrite: bool = True) -> Callable:
+    """`function` with the implementations that are fastest on a CPU, also inside loops; unchanged on other devices.
 
-    It rewrites the traced program of `function`, after its own differentiation and batching, because no rule for either
+    Matmuls that contract the leading axes of both operands get one operand transposed first where that is faster, and
+    deferred primitives, such as the convolution of `jaxmaml.nn`, the implementation for this number of threads. The
+    traced program is rewritten, in which `grad` and `vmap` inside `function` are already applied: no rule for either
     could distinguish the matmuls of a forward pass from those of a backward pass.
 
     Args:

@@ -1,6 +1,5 @@
 """Functions with some equations of their traced program replaced, also inside loops and branches."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -9,24 +8,12 @@ import jax
 from jaxmaml.jax_internals import ClosedJaxpr, Jaxpr, Program, Var, jaxprs_in_params, traced
 
 
-def is_enabled(asked: bool = True) -> bool:
-    """Whether programs may be rewritten: if a learner has `rewrite=True` and the environment does not switch it off.
-
-    Raises:
-      ValueError: If the environment variable `JAXMAML_REWRITE` is neither 0 nor 1.
-    """
-    value = os.environ.get("JAXMAML_REWRITE", "1")
-    if value not in ("0", "1"):
-        raise ValueError(f"The environment variable `JAXMAML_REWRITE` must be 0 or 1, got {value!r}.")
-    return asked and value == "1"
-
-
 def rewritten(
     function: Callable[..., Any],
     replacement: Callable[[Any], Callable[..., Any] | None],
     skip: Sequence[Any] = (),
 ) -> Callable[..., Any]:
-    """`function` with equations of its traced program replaced, after its own differentiation and batching.
+    """`function` with equations of its traced program replaced; `grad` and `vmap` inside it are already applied there.
 
     Args:
       function: A function of pytrees of arrays.
