@@ -11,6 +11,8 @@ from jaxmaml import checks
 #: `(step, metrics) -> None`. If it has a method `forget_after(step)`, that is called when training is resumed.
 Writer = Callable[[int, dict[str, float]], None]
 
+_FLUSH_SECONDS = 1
+
 
 def jsonl(path: str | pathlib.Path) -> Writer:
     r"""Build a writer that appends a line of JSON for every dispatch and validation.
@@ -61,7 +63,7 @@ class _JsonLines:
 
 
 def tensorboard(directory: str | pathlib.Path) -> Writer:
-    """Build a writer for TensorBoard, by tensorboardX.
+    """Build a writer for TensorBoard, by tensorboardX; values are in the file after about a second.
 
     Args:
       directory: The folder of the event files.
@@ -76,8 +78,10 @@ def tensorboard(directory: str | pathlib.Path) -> Writer:
         raise ImportError(
             "jaxmaml.metrics.tensorboard needs tensorboardX: pip install 'jaxmaml[tensorboard]'"
         ) from error
+    folder = str(pathlib.Path(directory).expanduser())
+    # A thread of tensorboardX writes the values, by default every two minutes.
     return _TensorBoard(
-        lambda purge_step: tensorboardX.SummaryWriter(str(pathlib.Path(directory).expanduser()), purge_step=purge_step)
+        lambda purge_step: tensorboardX.SummaryWriter(folder, purge_step=purge_step, flush_secs=_FLUSH_SECONDS)
     )
 
 
@@ -90,7 +94,6 @@ class _TensorBoard:
             self._writer = self._open(self._purge_step)
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
-        self._writer.flush()
 
     def forget_after(self, step: int) -> None:
         self._purge_step = step + 1

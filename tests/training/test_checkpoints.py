@@ -202,9 +202,21 @@ def test_best_state_and_patience_survive_a_stop(learner, tmp_path):
 
 def test_tensorboard_gets_scalars(learner, tmp_path):
     fit(learner, 4, metrics=[jaxmaml.metrics.tensorboard(tmp_path)])
-    (events,) = tmp_path.glob("events.*")
-    deadline = time.monotonic() + 60
-    while b"query_loss" not in events.read_bytes():  # A thread of tensorboardX writes it.
+    appears(b"query_loss", tmp_path)
+
+
+def test_tensorboard_gets_each_value_within_seconds(tmp_path):
+    """By default tensorboardX's thread writes what comes later than the first values two minutes later."""
+    write = jaxmaml.metrics.tensorboard(tmp_path)
+    for step, name in enumerate(("first", "second", "third")):
+        write(step, {name: 0.5})
+        appears(name.encode(), tmp_path)
+
+
+def appears(text, folder):
+    (events,) = folder.glob("events.*")
+    deadline = time.monotonic() + 20
+    while text not in events.read_bytes():  # A thread of tensorboardX writes it.
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
