@@ -74,7 +74,7 @@ def main(config: Config) -> None:
         "protocol": "one inner step, exact second-order gradients; gradient errors are Euclidean, as a share of the "
         "gradient in float64, over one batch of tasks, before training and after that in float32; trained from one "
         "start on the same tasks, evaluated in float32"
-        + ("; operands of every product rounded, sums in float32" if jax.default_backend() == "cpu" else ""),
+        + ("; operands of every matmul rounded, sums in float32" if jax.default_backend() == "cpu" else ""),
         "problems": {},
     }
     histories = {}

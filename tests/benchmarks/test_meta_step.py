@@ -31,7 +31,7 @@ def test_operations_are_counted():
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_convolution_and_its_derivatives_cost_the_same(stride):
-    """All three products pair every output with every input of its window; zeros between them do not count."""
+    """All three matmuls pair every output with every input of its window; zeros between them do not count."""
 
     def convolve(x, kernel):
         dims = ("NHWC", "HWIO", "NHWC")

@@ -254,7 +254,7 @@ def test_memory_is_nearly_flat_in_inner_steps():
 
 
 def test_the_derivative_of_the_batch_is_not_computed_unasked():
-    """A cotangent for the inputs costs a matrix product that nobody uses."""
+    """A cotangent for the inputs costs a matmul that nobody uses."""
 
     def flops(with_batch):
         def objective(params, batch):
@@ -269,10 +269,10 @@ def test_the_derivative_of_the_batch_is_not_computed_unasked():
     assert flops(with_batch=False) < 0.9 * flops(with_batch=True)
 
 
-def test_one_inner_step_computes_nothing_again():
-    """By default the derivative of the only inner step keeps what the gradient computed, by layers 9 products of 11."""
+def test_one_inner_step_recomputes_nothing():
+    """By default the derivative of the only inner step keeps what the gradient computed: 9 of 11 matmuls for each layer."""
 
-    def products(**options):
+    def matmuls(**options):
         learner = problems.maml(problems.mlp_loss, num_inner_steps=1, chunk_size=1, **options)
         return program(learner).count("dot_general")
 
@@ -280,6 +280,6 @@ def test_one_inner_step_computes_nothing_again():
         return str(jax.make_jaxpr(learner.update)(learner.init(problems.mlp_params()), problems.mlp_tasks(1)))
 
     layers = len(problems.mlp_params())
-    assert products(remat="none") == products()
+    assert matmuls(remat="none") == matmuls()
     # Not that of the first layer's input, which has no gradient.
-    assert products(remat="steps") - products() >= 2 * layers - 1
+    assert matmuls(remat="steps") - matmuls() >= 2 * layers - 1

@@ -205,7 +205,7 @@ def test_jit_equals_eager_and_scan(x64, quick_compiles, derivative):
     assert infos.query_loss.shape == (2, 3)
 
 
-def test_one_trace_for_many_calls_and_the_same_bits():
+def test_one_trace_for_many_calls_that_are_equal_to_the_bit():
     learner = jaxmaml.maml(problems.mlp_loss, optax.sgd(0.1), optax.adam(1e-2), num_inner_steps=2)
     update = jax.jit(chex.assert_max_traces(learner.update, n=1))
     adapt = jax.jit(chex.assert_max_traces(learner.adapt, n=1))

@@ -115,8 +115,8 @@ def test_remat_is_for_memory():
 
 
 @pytest.mark.parametrize("remat", ["none", "gradients", "steps", "recursive"])
-def test_tasks_share_the_products_of_their_first_step(remat):
-    """One product for all tasks with each layer of the parameters that they all start from, forwards."""
+def test_tasks_share_the_matmuls_of_their_first_step(remat):
+    """One matmul for all tasks with each layer of the parameters that they all start from, forwards."""
     params = problems.mlp_params()
     learner = problems.maml(problems.mlp_loss, num_inner_steps=1, chunk_size=None, remat=remat)
     program = str(jax.make_jaxpr(learner.update)(learner.init(params), problems.mlp_tasks(2)))
@@ -218,7 +218,7 @@ def test_a_few_small_steps_are_not_looped_over(quick_compiles, num_inner_steps, 
 
 @pytest.mark.parametrize(("layers", "room", "written_out"), [(5, 1 << 28, True), (5, 1, False), (8, 1 << 28, False)])
 def test_a_few_large_steps_are_written_out_where_there_is_room(monkeypatch, layers, room, written_out):
-    """But not those of many products, which a GPU would take minutes to compile."""
+    """But not those of many matmuls, which a GPU would take minutes to compile."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(remat, "_DEVICE_BYTES", room)
 
@@ -307,7 +307,7 @@ def test_auto_chunks_say_where_cores_have_nothing_of_their_own(caplog, monkeypat
 
 
 @pytest.mark.slow
-def test_the_working_set_is_what_xla_reserves():
+def test_the_memory_estimate_is_what_xla_reserves():
     model = jaxmaml.nn.Conv4.omniglot(num_ways=5, features=16)
     learner = problems.maml(jaxmaml.cross_entropy(model.apply), chunk_size=None)
     batch = jnp.zeros((1, 5, 28, 28, 1)), jnp.arange(5)[None]

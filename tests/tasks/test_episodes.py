@@ -98,7 +98,7 @@ def test_distinct_is_uniform_over_ordered_pairs():
     assert max(abs(c - 1000) for c in counts.values()) < 5 * np.sqrt(1000)
 
 
-def test_same_key_same_bits_under_scan(images):
+def test_the_same_key_is_equal_to_the_bit_under_scan(images):
     sample = image_episodes(images, num_ways=3, num_shots=1, num_queries=1, rotate=True)
     keys = jax.random.split(jax.random.key(2), 5)
     _, scanned = jax.lax.scan(lambda carry, key: (carry, sample(key)), None, keys)

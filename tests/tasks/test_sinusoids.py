@@ -35,7 +35,7 @@ def test_analytic_anchors():
     np.testing.assert_allclose(jnp.mean((query.targets + 1.623 * jnp.cos(query.inputs)) ** 2), 3.006, rtol=0.02)
 
 
-def test_same_key_same_bits():
+def test_the_same_key_is_equal_to_the_bit():
     sample = jaxmaml.tasks.sinusoid()
     first, second, other = sample(jax.random.key(1)), sample(jax.random.key(1)), sample(jax.random.key(2))
     np.testing.assert_array_equal(first.query.inputs, second.query.inputs)

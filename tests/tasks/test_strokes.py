@@ -37,7 +37,7 @@ def test_drawings_of_a_character_differ_less_than_characters(splits):
     assert 0 < within < 0.9 * between
 
 
-def test_same_key_same_bits(splits):
+def test_the_same_key_is_equal_to_the_bit(splits):
     again = strokes.load(jax.random.key(3), num_classes=(30, 6, 8), images_per_class=5)
     np.testing.assert_array_equal(splits.train.images, again.train.images)
     other = strokes.load(jax.random.key(4), num_classes=(30, 6, 8), images_per_class=5)

@@ -33,7 +33,7 @@ def fit(learner, num_steps, state=None, key=KEY, **options):
     return jaxmaml.fit(learner, state, SAMPLE, key, num_steps=num_steps, **options)
 
 
-def test_a_resumed_run_gives_the_same_bits(learner, tmp_path):
+def test_a_resumed_run_is_equal_to_the_bit(learner, tmp_path):
     whole, history = fit(learner, 8)
     saved = jaxmaml.Checkpoints(tmp_path / "run", every=2, keep=1)
     fit(learner, 4, checkpoints=saved)

@@ -39,7 +39,7 @@ def test_fit_is_the_loop_written_out(quick_compiles, learner):
     assert history.grad_norm.shape == (4,)
 
 
-def test_halves_and_other_dispatches_give_the_same_bits(learner):
+def test_halves_and_other_dispatches_are_equal_to_the_bit(learner):
     state = learner.init(problems.mlp_params())
     whole, history = fit(learner, state, 12, steps_per_dispatch=4)
     half, first = fit(learner, state, 5, steps_per_dispatch=4)
@@ -52,7 +52,7 @@ def test_halves_and_other_dispatches_give_the_same_bits(learner):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
-def test_any_kind_of_key_gives_the_same_bits_in_other_dispatches(impl):
+def test_any_kind_of_key_is_equal_to_the_bit_in_other_dispatches(impl):
     """One step a dispatch among them; `rbg` keys draw another batch than one by one."""
     # Of its own, for another test has compiled the fixture's with few optimizations.
     learner = jaxmaml.maml(problems.mlp_loss, optax.sgd(0.05), optax.adam(1e-2), num_inner_steps=2)

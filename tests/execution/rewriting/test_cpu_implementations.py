@@ -13,7 +13,7 @@ from tests import problems
 
 
 def num_kernel_gradients(jaxpr):
-    """How many products sum over the rows of both operands."""
+    """The number of matmuls that contract the rows of both operands."""
     total = 0
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "dot_general":

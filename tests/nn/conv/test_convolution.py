@@ -1,4 +1,4 @@
-"""The matrix-product convolution against lax's, with first and second derivatives."""
+"""The convolution by matmuls against lax's, with first and second derivatives."""
 
 import itertools
 
