@@ -270,7 +270,7 @@ def test_the_derivative_of_the_batch_is_not_computed_unasked():
 
 
 def test_one_inner_step_recomputes_nothing():
-    """By default the derivative of the only inner step keeps what the gradient computed: 9 of 11 matmuls for each layer."""
+    """By default the derivative of a single inner step keeps 9 of the 11 matmuls of each layer from the gradient."""
 
     def matmuls(**options):
         learner = problems.maml(problems.mlp_loss, num_inner_steps=1, chunk_size=1, **options)
