@@ -74,7 +74,7 @@ def flops(learner, params, tasks):
 
 
 def test_frozen_leaves_cost_nothing_in_the_inner_loop():
-    """With a wide body, one inner step's gradient costs MAML two matmuls more per layer than ANIL: none for the body."""
+    """With a wide body, an inner gradient costs MAML two matmuls more per layer than ANIL: none for the body."""
 
     def loss_fn(params, batch):
         hidden = batch[0]
