@@ -53,7 +53,7 @@ def one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
 
 
 def function(name: str, value: Any) -> None:
-    """`value` must be callable."""
+    """Raise `TypeError` unless `value` is callable; `name` is the argument that the error names."""
     if not callable(value):
         raise TypeError(f"`{name}` must be callable, got {type(value).__name__}.")
 

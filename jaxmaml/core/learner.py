@@ -49,9 +49,14 @@ def make_learner(
     if is_differentiated:
         check_differentiable_at_zero(rule)
     loss_fn = executor.loss(checks.with_checked_output(loss_fn))
-    inner_loop = executor.inner_loop(make_inner_loop(loss_fn, rule, options, executor.step_loop))
+
+    def inner_loop_of(options: Options):
+        return executor.inner_loop(make_inner_loop(loss_fn, rule, options, executor.step_loop))
+
+    inner_loop = inner_loop_of(options)
     outer = optax.with_extra_args_support(outer_optimizer)
-    mean_gradient = executor.mean_over_tasks(_meta_gradient(loss_fn, rule, training_steps, options, executor))
+    meta_gradient = _meta_gradient(loss_fn, executor.query_loss(loss_fn), inner_loop_of, training_steps, options)
+    mean_gradient = executor.mean_over_tasks(meta_gradient)
 
     def init(params: PyTree) -> MetaState:
         params = checks.params(params)
@@ -115,7 +120,7 @@ _GIVEN_TO_RULES = ("value", "grad", "value_fn")
 
 
 def _check_learns(options: Options) -> None:
-    """Raise where the parameters of an inner rule would never be learned."""
+    """Raise if the parameters of an inner rule would never be learned."""
     reason = None
     if isinstance(options.derivative, Implicit):
         reason = "implicit derivatives do not: the minimum does not depend on the way to it"
@@ -128,16 +133,23 @@ def _check_learns(options: Options) -> None:
 
 
 def _meta_gradient(
-    loss_fn, rule: InnerRule, num_inner_steps: int, options: Options, executor: Executor
+    loss_fn, chunked_loss, inner_loop_of, num_inner_steps: int, options: Options
 ) -> meta_gradients.MetaGradient:
-    chunked_loss = executor.query_loss(loss_fn)
+    """The meta-gradient that `options` ask for.
+
+    Args:
+      loss_fn: The loss on the support.
+      chunked_loss: The same in chunks, for the query.
+      inner_loop_of: `options -> inner loop`.
+      num_inner_steps: The number of inner steps in training.
+      options: The learner's.
+    """
 
     def query_loss(params, query, num_steps: Any = num_inner_steps):
         return chunked_loss(of_step(params, num_steps - 1, options), query)
 
     def trained(options: Options):
-        inner_loop = executor.inner_loop(make_inner_loop(loss_fn, rule, options, executor.step_loop))
-        return functools.partial(inner_loop, num_inner_steps=num_inner_steps)
+        return functools.partial(inner_loop_of(options), num_inner_steps=num_inner_steps)
 
     def value(options: Options):
         return (options.objective or objectives.last_step)(trained(options), query_loss)

@@ -79,9 +79,9 @@ def implicit(loss_fn: Callable, inner_loop: Callable, query_loss: Callable, opti
     r"""Differentiate the minimum of the proximal inner problem by the implicit function theorem.
 
     At a minimum `phi` of `L(phi, w) + lambda/2 ||phi - s||^2`, where start `s` and frozen leaves `w` depend on the
-    meta-parameters, `phi = s - grad_phi L(phi, w) / lambda`. So with `v = grad L_query(phi)` and
-    `(I + H / lambda) u = v`, the meta-gradient is `u` pulled back through the right-hand side at a constant `phi`, and
-    what the query loss depends on `w` itself. For MAML's own `s = theta` it is `u`.
+    meta-parameters, `phi = s - grad_phi L(phi, w) / lambda`. With `v = grad L_query(phi)` and `(I + H / lambda) u = v`,
+    the meta-gradient is the VJP of this right-hand side at a constant `phi` with cotangent `u`, plus the direct
+    gradient of the query loss with respect to `w`. For MAML's own start `s = theta` it is `u`.
     """
     settings = options.derivative
     assert isinstance(settings, Implicit)

@@ -101,7 +101,7 @@ class Conv4(linen.Module):
             if self.num_context and index == 2:
                 y = self._modulated(finished(y))
             if self.warp:
-                y = identity_dense(finished(y), index)
+                y = identity_dense(finished(y), f"warp_{index}")
         y = finished(y)[num_support:]
         y = jnp.mean(y, axis=(1, 2)) if self.spatial_mean else y.reshape(y.shape[0], -1)
         dense = linen.Dense(self.num_ways, kernel_init=self.head_init)

@@ -23,7 +23,13 @@ class Unfinished(NamedTuple):
 
 
 def finished(x: jax.Array | Unfinished) -> jax.Array:
-    """The output of a block as an array."""
+    """The output of a block as an array, with its normalisation and activation applied; an array is returned as it is.
+
+    Args:
+      x: What `conv_block` returned, or an array.
+    Returns:
+      Array `[num_examples, height, width, features]`.
+    """
     return x.finish(x.pooled) if isinstance(x, Unfinished) else x
 
 
@@ -74,11 +80,10 @@ def _with_batch_norm(x, conv: linen.Conv, pool, norm: BatchNorm, num_support: in
     module, variables = conv.unbind()
     kernel, shift = (variables["params"][name] for name in ("kernel", "bias"))
     without_bias: Any = module.clone(use_bias=False)
+    inputs, finish = x if isinstance(x, Unfinished) else (x, lambda examples: examples)
 
     def layer(examples):
-        examples = x.finish(examples) if isinstance(x, Unfinished) else examples
-        return without_bias.apply({"params": {"kernel": kernel}}, examples)
+        return without_bias.apply({"params": {"kernel": kernel}}, finish(examples))
 
-    inputs = x.pooled if isinstance(x, Unfinished) else x
     pooled, normalise = norm(inputs, layer, pool, num_support, defer=True, shift=shift)
     return Unfinished(pooled, lambda examples: linen.relu(normalise(examples)))

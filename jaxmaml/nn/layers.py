@@ -149,10 +149,17 @@ class BatchNorm(linen.Module):
         return pool(scaled(centred, variance, scale, bias, self.epsilon))
 
 
-def identity_dense(x: jax.Array, index: int) -> jax.Array:
-    """A linear map of the last axis, initialised to the identity; call it in a compact method."""
+def identity_dense(x: jax.Array, name: str) -> jax.Array:
+    """A linear map of the last axis, initialised to the identity; call it in a compact method.
+
+    Args:
+      x: Array `[..., C]`.
+      name: The name of the layer in the parameters; its kernel is `[C, C]`.
+    Returns:
+      Array like `x`.
+    """
 
     def identity(key, shape, dtype=jnp.float32):
         return jnp.eye(*shape, dtype=dtype)
 
-    return linen.Dense(x.shape[-1], use_bias=False, kernel_init=identity, name=f"warp_{index}")(x)
+    return linen.Dense(x.shape[-1], use_bias=False, kernel_init=identity, name=name)(x)

@@ -48,5 +48,5 @@ class MLP(linen.Module):
             x = jnp.concatenate([x, jnp.broadcast_to(context, (*x.shape[:-1], self.num_context))], axis=-1)
         for index, width in enumerate(self.features[:-1]):
             x = linen.Dense(width, kernel_init=init)(x)
-            x = self.activation(identity_dense(x, index) if self.warp else x)
+            x = self.activation(identity_dense(x, f"warp_{index}") if self.warp else x)
         return linen.Dense(self.features[-1], kernel_init=init)(x)

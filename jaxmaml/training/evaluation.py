@@ -82,12 +82,11 @@ def evaluate(
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, jaxmaml
-      >>> model = jaxmaml.nn.MLP()
-      >>> loss_fn = jaxmaml.mean_squared_error(model.apply)
-      >>> learner = jaxmaml.maml(loss_fn, optax.sgd(0.01), optax.adam(1e-3), num_inner_steps=1)
-      >>> state = learner.init(model.init(jax.random.key(0), jnp.ones((1, 1))))
+      >>> loss_fn = lambda centre, points: jnp.mean((points - centre) ** 2)
+      >>> sample = lambda key: jaxmaml.Task(*jax.random.normal(key, (2, 5)))  # 5 points each
+      >>> learner = jaxmaml.maml(loss_fn, optax.sgd(0.1), optax.sgd(0.1), num_inner_steps=1)
       >>> result = jaxmaml.evaluate(
-      ...     learner, loss_fn, state, jaxmaml.tasks.sinusoid(), jax.random.key(1),
+      ...     learner, loss_fn, learner.init(jnp.zeros(())), sample, jax.random.key(0),
       ...     num_inner_steps=10, num_tasks=100)
       >>> result.query_loss.mean.shape, result.query_loss.per_task.shape
       ((11,), (100, 11))

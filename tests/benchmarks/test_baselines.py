@@ -12,6 +12,8 @@ import pytest
 import jaxmaml
 from benchmarks.speed.models import ResNet12, Transformer
 
+pytestmark = [pytest.mark.slow, pytest.mark.peers]
+
 NUM_TASKS, NUM_WAYS = 2, 3
 STEP_SIZE = 0.1
 # The package that each baseline times, and why it may be missing: none is among this project's test requirements.

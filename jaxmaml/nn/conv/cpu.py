@@ -29,7 +29,13 @@ def possible(spec: ConvSpec, dtype: jnp.dtype) -> bool:
 
 
 def gains(out: str, sizes: Sizes, one_thread: bool) -> bool:
-    """Whether it is faster than im2col."""
+    """Whether XLA's own convolution is faster than im2col here, by the measurements above.
+
+    Args:
+      out: The array that is computed: `"output"`, `"image"` or `"kernel"`.
+      sizes: The sizes of batch and channels.
+      one_thread: Whether the device has a single thread.
+    """
     # Not for many small groups of features. Where XLA has a thread for each core, im2col is as fast.
     thin = sizes.filters if sizes.groups > 1 else _FEWEST_CHANNELS
     if not one_thread or thin < _FEWEST_CHANNELS or (out == "image" and sizes.channels < _FEWEST_CHANNELS):
