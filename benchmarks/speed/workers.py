@@ -15,7 +15,6 @@ from benchmarks.speed.implementations import BASELINES
 
 #: The suffix of implementations that run in another checkout.
 BEFORE = "_before"
-_WORKER = "benchmarks.speed.worker"
 
 
 class Worker:
@@ -29,7 +28,7 @@ class Worker:
             "ignore",
             "-m",
             # In checkouts of earlier versions the module is elsewhere.
-            "benchmarks.worker" if (folder or pathlib.Path()).joinpath("benchmarks/worker.py").exists() else _WORKER,
+            "benchmarks.worker" if folder and (folder / "benchmarks/worker.py").exists() else "benchmarks.speed.worker",
             case,
             name.removesuffix(BEFORE),
             str(path),
