@@ -5,6 +5,7 @@ from jaxmaml import nn as nn
 from jaxmaml import objectives as objectives
 from jaxmaml import rules as rules
 from jaxmaml import starts as starts
+from jaxmaml import supports as supports
 from jaxmaml import tasks as tasks
 from jaxmaml.core.meta_gradients import ImplicitInfo as ImplicitInfo
 from jaxmaml.execution.task_axis import task_mesh as task_mesh
@@ -47,6 +48,8 @@ from jaxmaml.types import LossFn as LossFn
 from jaxmaml.types import MetaInfo as MetaInfo
 from jaxmaml.types import MetaLearner as MetaLearner
 from jaxmaml.types import MetaState as MetaState
+from jaxmaml.types import Spec as Spec
+from jaxmaml.types import Supports as Supports
 from jaxmaml.types import Task as Task
 
 __version__ = "0.1.0"

@@ -215,11 +215,13 @@ def same_structure(name: str, value: Any, expected: Any) -> None:
         )
 
 
-def like(name: str, value: PyTree, expected: PyTree) -> None:
-    """`value` must have structure, shapes and dtypes of `expected`."""
-    ours, theirs = (
-        jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), t) for t in (value, expected)
-    )
+def like(name: str, value: PyTree, expected: PyTree, sizes: bool = True) -> None:
+    """`value` must have structure, dtypes and shapes of `expected`, or only the number of axes without `sizes`."""
+
+    def form(leaf):
+        return jax.ShapeDtypeStruct(leaf.shape if sizes else (0,) * leaf.ndim, leaf.dtype)
+
+    ours, theirs = (jax.tree.map(form, tree) for tree in (value, expected))
     if jax.tree.structure(ours) != jax.tree.structure(theirs) or jax.tree.leaves(ours) != jax.tree.leaves(theirs):
         raise ValueError(f"`{name}` must be like the parameters, {theirs}; got {ours}.")
 

@@ -2,11 +2,12 @@
 
 An objective is `(inner_loop, query_loss) -> ((meta, task, key, step) -> (value, Outcome))`. The scalar `value` is
 differentiated with respect to `meta = (params, rule_params)`, `step` counts outer steps, and
-`query_loss(params, query, k) -> (loss, aux)` evaluates parameters after `k` inner steps, `num_inner_steps` by default.
+`query_loss(params, task.query, k) -> (loss, aux)` evaluates parameters after `k` inner steps, `num_inner_steps` by
+default, on the batch that the axis `queries` chooses.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,7 @@ def last_step(inner_loop, query_loss):
 
 
 def multi_step(weights: Callable[[jax.Array], jax.Array]) -> Objective:
-    r"""Build the weighted sum of the query losses after every inner step, `sum_k w_k L(theta_k, query)`.
+    r"""Build the weighted sum of the query losses after every inner step, `sum_k w_k L(theta_k, query)`, k = 1 ... K.
 
     The query loss of a step with weight zero is not computed. The reported query loss is that after the last step.
 
@@ -54,32 +55,72 @@ def multi_step(weights: Callable[[jax.Array], jax.Array]) -> Objective:
       Antoniou et al., 2019, https://arxiv.org/abs/1810.09502
     """
     checks.function("weights", weights)
+    return _weighted(weights, first=1)
+
+
+def online(weights: Callable[[jax.Array], jax.Array] | None = None) -> Objective:
+    r"""Build the weighted sum of the query losses before and after every inner step, `sum_k w_k L(theta_k, query_k)`.
+
+    Here k = 0 ... K, where `multi_step` has 1 ... K. With `queries=jaxmaml.supports.stream()` the term of step k is the
+    loss of chunk k before the step that learns from it: the regret of an online learner. The reported query loss is
+    that after the last step; `info.diagnostics` has all of them, `[num_tasks, num_inner_steps + 1]`.
+
+    Args:
+      weights: `outer step -> [num_inner_steps + 1]`; by default all are `1 / (num_inner_steps + 1)`.
+    Returns:
+      An objective.
+    Raises:
+      ValueError: In use, if the weights are not `[num_inner_steps + 1]`.
+    Example:
+      >>> import jax.numpy as jnp, optax, jaxmaml
+      >>> learner = jaxmaml.maml(
+      ...     lambda w, chunk: jnp.mean((w - chunk) ** 2), optax.sgd(0.1), optax.sgd(0.1), num_inner_steps=2,
+      ...     supports=jaxmaml.supports.stream(), queries=jaxmaml.supports.stream(),
+      ...     objective=jaxmaml.objectives.online())
+      >>> chunks = jnp.ones((4, 3, 5))        # 4 tasks, 3 chunks of 5 numbers
+      >>> state, info = learner.update(learner.init(jnp.zeros(())), jaxmaml.Task(chunks, chunks))
+      >>> info.diagnostics.shape
+      (4, 3)
+
+    References:
+      Sun et al., 2024, https://arxiv.org/abs/2407.04620 (test-time training: each chunk is scored, then learned)
+    """
+    if weights is not None:
+        checks.function("weights", weights)
+    return _weighted(weights, first=0)
+
+
+def _weighted(weights: Callable[[jax.Array], jax.Array] | None, first: int) -> Objective:
+    """The weighted sum of the query losses after `first ... K` inner steps; without `weights`, their mean."""
 
     def objective(inner_loop, query_loss):
         def value(meta, task: Task, key, step):
-            of_steps = jnp.asarray(weights(step))
-            if of_steps.ndim != 1:
-                raise ValueError(f"`weights(step)` must be one for each inner step, got shape {of_steps.shape}.")
+            of_steps = None if weights is None else jnp.asarray(weights(step))
+            if of_steps is not None and of_steps.ndim != 1:
+                raise ValueError(f"`weights(step)` must be a vector, got shape {of_steps.shape}.")
 
             def evaluated(fast_params, index):
                 def skip(*args):
                     shapes = jax.eval_shape(query_loss, *args)
                     return vary(jax.tree.map(lambda out: jnp.zeros(out.shape, out.dtype), shapes), like=args)
 
-                if isinstance(index, int):  # The last step's is reported, whatever its weight.
+                if of_steps is None or isinstance(index, int):  # The last step's is reported, whatever its weight.
                     return query_loss(fast_params, task.query, index)
-                counts = (index > 0) & (of_steps[index - 1] != 0)
+                counts = (index >= first) & (of_steps[index - first] != 0)
                 return jax.lax.cond(counts, query_loss, skip, fast_params, task.query, index)
 
             _, trace = inner_loop(meta, task.support, key=key, observe=evaluated)
             losses, aux = trace.observed
-            if of_steps.shape != trace.support_loss.shape:
+            number = losses.shape[0] - first
+            share = jnp.full(number, 1 / number) if of_steps is None else of_steps
+            if share.shape != (number,):
                 raise ValueError(
-                    f"`weights(step)` must be one for each inner step, of shape {trace.support_loss.shape}; "
-                    f"got {of_steps.shape}."
+                    f"`weights(step)` must be one for each of the query losses after {first} ... {losses.shape[0] - 1} "
+                    f"inner steps, of shape {(number,)}; got {share.shape}."
                 )
-            aux = jax.tree.map(lambda a: a[-1], aux)
-            return jnp.dot(of_steps.astype(losses.dtype), losses[1:]), Outcome(losses[-1], trace.support_loss, aux)
+            outcome = Outcome(losses[-1], trace.support_loss, jax.tree.map(lambda a: a[-1], aux))
+            total = jnp.dot(share.astype(losses.dtype), losses[first:])
+            return total, outcome if first else outcome._replace(diagnostics=losses)
 
         return value
 
@@ -147,17 +188,22 @@ def chaser(num_steps: int) -> Objective:
       Kim et al., 2018, section 4, https://arxiv.org/abs/1806.03836
     """
     checks.positive_int("num_steps", num_steps)
+    return Chaser(num_steps)
 
-    def objective(inner_loop, query_loss):
+
+class Chaser(NamedTuple):
+    """The objective `chaser(num_steps)`, which needs support and query as two batches of examples."""
+
+    num_steps: int
+
+    def __call__(self, inner_loop, query_loss):
         def value(meta, task: Task, key, step):
             both = jax.tree.map(lambda s, q: jnp.concatenate([s, q]), task.support, task.query)
-            fast_params, trace, leader = inner_loop(meta, task.support, key=key, then=(both, num_steps))
+            fast_params, trace, leader = inner_loop(meta, task.support, key=key, then=(both, self.num_steps))
             loss, aux = query_loss(fast_params, task.query)
             return _half_square(fast_params, leader), Outcome(loss, trace.support_loss, aux)
 
         return value
-
-    return objective
 
 
 def before_adaptation(inner_loop, query_loss):

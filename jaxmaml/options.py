@@ -6,9 +6,9 @@ from typing import Any, Literal, NamedTuple, TypedDict, cast
 import jax
 from jax.sharding import Mesh
 
-from jaxmaml import checks
+from jaxmaml import checks, keys
 from jaxmaml.parameter_selection import Leaves
-from jaxmaml.types import PyTree
+from jaxmaml.types import PyTree, Supports
 
 
 class Implicit(NamedTuple):
@@ -114,26 +114,32 @@ class Axes(Execution, total=False):
         mode; `"reverse"` is exact and uses reverse over reverse mode; `"first_order"` treats inner gradients as
         constants; `Implicit(...)` is that of iMAML, and `Evolution(...)` that of ES-MAML.
       adapted: The leaves that inner steps update, all by default. For the others no inner gradient is computed.
-      start: `(params, support) -> params`, the parameters that adaptation to a task starts from, of the same shapes.
-        It is differentiated. `None`, the default, starts from the initial parameters themselves.
+      start: `(params, support, key) -> params`, the parameters that adaptation to a task starts from, of the same
+        shapes; see `jaxmaml.starts`. It is differentiated. A function that draws nothing may leave out `key`. `None`,
+        the default, starts from the initial parameters themselves.
       per_step: Leaves that have one value for each inner step, which `init` makes by copying. Inner steps do not update
         them. Steps beyond `num_inner_steps` reuse the last step's value. After `k` inner steps a model is evaluated
         with the values of step `k - 1`.
-      inner_batch_size: The number of support examples in an inner step's batch, taken in turn from random permutations
-        of the support; at most the number of support examples. `None`, the default, is all of them.
-      objective: What the outer loop minimises: `last_step`, the default, `multi_step(...)`, `displacement`,
-        `chaser(...)` or `before_adaptation`, of `jaxmaml.objectives`.
+      supports: What the inner loss sees at each inner step, from `task.support`: `minibatches(size)`, `stream()`,
+        `collect(rollout)` or `keyed()` of `jaxmaml.supports`, a `Supports(plan, at)`, or a function
+        `(plan, data, step, fast_params, key) -> batch`. `None`, the default, is all of the support. iMAML and the
+        objective `chaser` need the same support at every step.
+      queries: What the outer loss sees after each number of inner steps, from `task.query`: the same choices.
+      objective: What the outer loop minimises: `last_step`, the default, `multi_step(...)`, `online()`,
+        `displacement`, `chaser(...)` or `before_adaptation`, of `jaxmaml.objectives`.
       first_order_steps: The number of outer steps, from the first, that use first-order derivatives; 0 by default. Both
         branches are compiled up front; switching does not recompile.
-      seed: The seed of the permutations of `inner_batch_size` and of `Evolution`; each outer step derives a key from
-        it.
+      seed: The seed of all that outer steps draw, in `start`, `supports`, `queries` and `Evolution`; each outer step
+        derives a key from it, and each task one from that. The draws are those of threefry, whatever JAX's default
+        generator is, so that they do not depend on chunks, meshes or processes.
     """
 
     derivative: str | Implicit | Evolution
     adapted: Leaves
-    start: Callable[[PyTree, Any], PyTree] | None
+    start: Callable[..., PyTree] | None
     per_step: Leaves
-    inner_batch_size: int | None
+    supports: Supports | Callable[..., Any] | None
+    queries: Supports | Callable[..., Any] | None
     objective: Callable[..., Any] | None
     first_order_steps: int
     seed: int
@@ -150,9 +156,10 @@ class Options(NamedTuple):
     rewrite: bool = True
     derivative: str | Implicit | Evolution = "mixed"
     adapted: Leaves = None
-    start: Callable[[PyTree, Any], PyTree] | None = None
+    start: Callable[..., PyTree] | None = None
     per_step: Leaves = None
-    inner_batch_size: int | None = None
+    supports: Supports | Callable[..., Any] | None = None
+    queries: Supports | Callable[..., Any] | None = None
     objective: Callable[..., Any] | None = None
     first_order_steps: int = 0
     seed: int = 0
@@ -168,16 +175,20 @@ def fixed(axes: Axes, **own: Any) -> Axes:
 
 def complete(axes: Axes) -> Options:
     """Return `axes` completed by the defaults, or raise where one is unknown or malformed."""
+    if "inner_batch_size" in axes:
+        raise TypeError(
+            "`inner_batch_size` is now an axis value: supports=jaxmaml.supports.minibatches"
+            f"({axes['inner_batch_size']})."
+        )
     unknown = set(axes) - set(Options._fields)
     if unknown:
         raise TypeError(f"Unexpected argument `{min(unknown)}`; the axes are {', '.join(Options._fields)}.")
     options = Options(**axes)
     _check_execution(options)
-    for name in ("start", "objective"):
-        if getattr(options, name) is not None:
-            checks.function(name, getattr(options, name))
-    if options.inner_batch_size is not None:
-        checks.positive_int("inner_batch_size", options.inner_batch_size)
+    if options.objective is not None:
+        checks.function("objective", options.objective)
+    if options.start is not None:
+        keys.takes_all("start", options.start, ("params", "support", "key"))
     checks.positive_int("first_order_steps", options.first_order_steps, at_least=0)
     checks.positive_int("seed", options.seed, at_least=0)
     if isinstance(options.derivative, (Implicit, Evolution)):
@@ -220,7 +231,7 @@ def _check_estimator(derivative: Implicit | Evolution, options: Options) -> None
     checks.positive_int("max_solver_steps", derivative.max_solver_steps)
     checks.number("damping", derivative.damping, at_least=0.0)
     checks.number("shift", derivative.shift, at_least=0.0)
-    for name in ("objective", "inner_batch_size", "per_step"):
+    for name in ("objective", "supports", "per_step"):
         if getattr(options, name) is not None:
             raise ValueError(
                 f"`{name}` does not go with implicit derivatives: they are those of a minimum of the whole support "

@@ -97,8 +97,17 @@ def with_steps(params: PyTree, mask: PyTree, num_steps: int) -> PyTree:
 
 
 def at_step(params: PyTree, mask: PyTree, step: Any) -> PyTree:
-    """The parameters of one step, from `with_steps`; steps beyond the last reuse the last step's values."""
-    return jax.tree.map(lambda m, leaf: leaf[jnp.clip(step, 0, leaf.shape[0] - 1)] if m else leaf, mask, params)
+    """The parameters of one step, from `with_steps`: see `value_at`."""
+    return jax.tree.map(lambda m, leaf: value_at(leaf, step) if m else leaf, mask, params)
+
+
+def value_at(values: jax.Array, step: Any) -> jax.Array:
+    """The value of inner step `step` on an axis that has one for each step of training, `[num_steps, ...]`.
+
+    Steps beyond the last reuse the last step's value, and steps before the first the first's. This is the rule of all
+    axes that depend on the step; streams alone refuse, since they have no data left.
+    """
+    return values[jnp.clip(step, 0, values.shape[0] - 1)]
 
 
 def _path(path) -> str:

@@ -1,5 +1,7 @@
 """The containers and protocols that every other module uses."""
 
+import dataclasses
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -102,7 +104,7 @@ class AdaptTrace(NamedTuple):
     Attributes:
       support_loss: Support loss before each inner step, `[num_inner_steps]`.
       aux: `loss_fn`'s auxiliary output at each of these, leaves `[num_inner_steps, ...]`.
-      observed: `observe(fast_params)` after 0, 1, ... inner steps, leaves
+      observed: What `observe` returned after 0, 1, ... inner steps, leaves
         `[num_inner_steps + 1, ...]`; `()` without `observe`.
     """
 
@@ -120,6 +122,8 @@ class InnerRule(NamedTuple):
       update: `(grads, rule_state, params, rule_params, step, **extra) -> (updates, rule_state)`;
         `updates` are added to the parameters. `extra` holds optax's conventional `value` (the
         support loss), `grad` and `value_fn`.
+      project: `rule_params -> rule_params`, applied after each outer step, such as bounds of learned rates; by default
+        nothing is changed.
 
     Example:
       A learned step size for every parameter (Meta-SGD, Li et al., 2017, https://arxiv.org/abs/1707.09835):
@@ -136,7 +140,41 @@ class InnerRule(NamedTuple):
     init_params: Callable[[PyTree], PyTree]
     init: Callable[[PyTree, PyTree], Any]
     update: Callable[..., tuple[PyTree, Any]]
+    project: Callable[[PyTree], PyTree] = lambda rule_params: rule_params
 
+
+class Supports(NamedTuple):
+    """What a loss sees at each inner step: the value of the axes `supports` and `queries`; see `jaxmaml.supports`.
+
+    Both functions may leave out their last argument `key` if they draw nothing.
+
+    Attributes:
+      plan: `(data, num_steps, key) -> plan`, called once for each task before the first inner step: for checks that a
+        traced step cannot make, and for what is drawn once. `data` is the task's support or query.
+      at: `(plan, data, step, fast_params, key) -> batch`, the batch of `loss_fn` at inner step `step`, a traced
+        integer. `fast_params` are all parameters, as `loss_fn` gets them.
+
+    Example:
+      A window of the support that moves:
+
+      >>> import jax, jax.numpy as jnp, optax, jaxmaml
+      >>> window = jaxmaml.supports.Supports(
+      ...     plan=lambda data, num_steps: (),
+      ...     at=lambda plan, data, step, fast_params: jax.lax.dynamic_slice_in_dim(data, step, 3))
+      >>> learner = jaxmaml.maml(
+      ...     lambda w, batch: jnp.mean((w - batch) ** 2), optax.sgd(0.1), optax.sgd(0.1), num_inner_steps=4,
+      ...     supports=window)
+      >>> fast_params, trace = learner.adapt(learner.init(jnp.zeros(())), jnp.arange(6.0))
+      >>> trace.support_loss.shape
+      (4,)
+    """
+
+    plan: Callable[..., Any]
+    at: Callable[..., Any]
+
+
+#: The name of the batches that `supports.collect` makes, which every rematerialisation keeps.
+COLLECTED_BATCH = "collected_batch"
 
 #: The name (`jax.ad_checkpoint.checkpoint_name`) of the inner gradients, which `remat="gradients"` keeps.
 INNER_GRADIENT = "inner_gradient"
@@ -165,12 +203,70 @@ class _Adapt(Protocol):
         support: Any,
         *,
         num_inner_steps: int | None = None,
-        observe: Callable[[PyTree], Any] | None = None,
+        key: Any = None,
+        observe: Callable[..., Any] | None = None,
     ) -> tuple[PyTree, AdaptTrace]: ...
 
 
 class _Update(Protocol):
     def __call__(self, state: MetaState, tasks: Task) -> tuple[MetaState, MetaInfo]: ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Spec:
+    """What a learner is: `learner.spec`.
+
+    Attributes:
+      algorithm: The name of the factory, such as `"maml"`.
+      axes: The choices on all axes, with the defaults: a NamedTuple whose fields are those of `jaxmaml.Axes`.
+      num_inner_steps: The number of inner steps in training.
+      needs_key: Whether a task draws random numbers, so that `adapt` and `evaluate` need a key.
+      replace: `(**axes) -> MetaLearner`, the same learner with other choices, such as `spec.replace(mesh=None)`.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, jaxmaml
+      >>> learner = jaxmaml.fomaml(lambda w, batch: jnp.sum((w - batch) ** 2), optax.sgd(0.1), optax.sgd(0.1),
+      ...     num_inner_steps=2)
+      >>> learner.spec.algorithm, learner.spec.axes.derivative, learner.spec.needs_key
+      ('fomaml', 'first_order', False)
+      >>> learner
+      MetaLearner(fomaml, num_inner_steps=2, derivative='first_order')
+    """
+
+    algorithm: str
+    axes: Any
+    num_inner_steps: int
+    needs_key: bool
+    replace: Callable[..., Any]
+
+    @property
+    def mesh(self) -> Any:
+        """The devices that share the tasks; `None` for a single one."""
+        return self.axes.mesh
+
+    def described(self) -> dict[str, str]:
+        """The algorithm, the number of inner steps and the axes that are not at their default, as text."""
+        defaults = type(self.axes)()._asdict()
+        axes = {
+            name: _plain(value)
+            for name, value in self.axes._asdict().items()
+            if value is not defaults[name] and _plain(value) != _plain(defaults[name])
+        }
+        return {"algorithm": self.algorithm, "num_inner_steps": str(self.num_inner_steps), **axes}
+
+    def __repr__(self) -> str:
+        values = self.described()
+        rest = (f"{name}={value}" for name, value in values.items() if name != "algorithm")
+        return ", ".join([values["algorithm"], *rest])
+
+
+def _plain(value: Any) -> str:
+    """`repr`, with functions by their names, so that it is the same in every process."""
+    if isinstance(value, Supports):
+        value = value.at
+    if hasattr(value, "__qualname__"):
+        return value.__qualname__.split(".<locals>")[0]
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
 class MetaLearner(NamedTuple):
@@ -180,12 +276,19 @@ class MetaLearner(NamedTuple):
 
     Attributes:
       init: `params -> MetaState`.
-      adapt: `(state, support, *, num_inner_steps=None, observe=None) -> (fast_params, AdaptTrace)`: adapt to one
-        task. `num_inner_steps` defaults to that of meta-training; `observe(fast_params)` is evaluated after 0, 1, ...
-        inner steps and recorded.
-      update: `(state, tasks) -> (MetaState, MetaInfo)`: one outer step over a batch of tasks.
+      adapt: `(state, support, *, num_inner_steps=None, key=None, observe=None) -> (fast_params, AdaptTrace)`: adapt to
+        one task. `num_inner_steps` defaults to that of meta-training. `key` is needed where `spec.needs_key`, and then
+        the same key gives the same bits. `observe(fast_params, step, key)` is evaluated after 0, 1, ... inner steps and
+        recorded; it may leave out `key`, or `step` and `key`.
+      update: `(state, tasks) -> (MetaState, MetaInfo)`: one outer step over a batch of tasks. Its keys are derived from
+        the axis `seed` and from `state.step`.
+      spec: What the learner is: its algorithm, axes and number of inner steps; `None` for a learner of your own.
     """
 
     init: _Init
     adapt: _Adapt
     update: _Update
+    spec: Spec | None = None
+
+    def __repr__(self) -> str:
+        return f"MetaLearner({self.spec or 'of three functions'})"

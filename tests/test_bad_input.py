@@ -109,7 +109,7 @@ MALFORMED = {
     "start of another shape": (
         lambda: update(start=lambda params, support: {"theta": jnp.zeros(3)}),
         ValueError,
-        r"`start\(params, support\)` must be like the parameters",
+        r"`start\(params, support, key\)` must be like the parameters",
     ),
     "leaves that are not there": (
         lambda: update(adapted="head"),
@@ -118,14 +118,14 @@ MALFORMED = {
     ),
     "nothing left to adapt": (lambda: update(per_step="theta"), ValueError, "`per_step` leaves nothing to adapt"),
     "minibatch of too many": (
-        lambda: update(inner_batch_size=3),
+        lambda: update(supports=jaxmaml.supports.minibatches(3)),
         ValueError,
-        "`inner_batch_size` is 3, but the support has 2 examples",
+        "`size` of `supports.minibatches` is 3, but the data has 2 examples",
     ),
     "weights of other steps": (
         lambda: update(objective=jaxmaml.objectives.multi_step(lambda step: jnp.ones(3))),
         ValueError,
-        r"must be one for each inner step, of shape \(1,\)",
+        r"of shape \(1,\); got \(3,\)",
     ),
     "negative seed": (lambda: make(seed=-1), ValueError, "`seed` must be >= 0"),
     "no perturbation": (lambda: make(derivative=jaxmaml.Evolution(std=0.0)), ValueError, "`std` must be > 0"),

@@ -23,7 +23,7 @@ def test_one_module_touches_jaxs_internals(package):
 
 
 # Packages and groups of modules, each of which imports only from itself and from earlier ones.
-SHARED = ("types", "jax_internals", "checks", "parameter_selection", "options", "losses")
+SHARED = ("types", "jax_internals", "checks", "keys", "parameter_selection", "options", "losses")
 NAMESPACES = ("metrics", "objectives", "starts", "supports")
 ORDER = (
     "shared",
@@ -38,7 +38,7 @@ ORDER = (
     "tasks",
 )
 # Read from top to bottom, core is the algorithm: each module imports only later ones.
-CORE = ("learner", "meta_gradients", "inner_loop", "inner_gradient")
+CORE = ("learner", "meta_loss", "meta_gradients", "inner_loop", "inner_gradient")
 
 
 def _modules() -> dict[str, set[str]]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmaml import parameter_selection
+from jaxmaml import keys, parameter_selection
 from jaxmaml.core.inner_loop import masks, start_of
 from jaxmaml.jax_internals import tie
 from jaxmaml.options import Evolution, Implicit, Options
@@ -75,7 +75,9 @@ def evolution(value: Callable, settings: Evolution) -> MetaGradient:
     return _each_task(of_task)
 
 
-def implicit(loss_fn: Callable, inner_loop: Callable, query_loss: Callable, options: Options) -> MetaGradient:
+def implicit(
+    loss_fn: Callable, inner_loop: Callable, query_loss: Callable, planned: Callable, options: Options
+) -> MetaGradient:
     r"""Differentiate the minimum of the proximal inner problem by the implicit function theorem.
 
     At a minimum `phi` of `L(phi, w) + lambda/2 ||phi - s||^2`, where start `s` and frozen leaves `w` depend on the
@@ -87,12 +89,14 @@ def implicit(loss_fn: Callable, inner_loop: Callable, query_loss: Callable, opti
     assert isinstance(settings, Implicit)
 
     def of_task(meta, step, task, key):
+        task = planned(task, key)
         params, trace = inner_loop(meta, task.support, key=key)
         moving, _ = masks(params, options)
         solution, _ = parameter_selection.split(params, moving)
 
         def parts(meta):
-            return parameter_selection.split(start_of(meta[0], task.support, options), moving)
+            start = start_of(meta[0], task.support, keys.of_task(key).start, options)
+            return parameter_selection.split(start, moving)
 
         def support_gradient(fast_params, frozen):
             loss = lambda fast: loss_fn(parameter_selection.merge(fast, frozen), task.support)[0]  # noqa: E731

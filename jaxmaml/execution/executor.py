@@ -10,7 +10,7 @@ from jaxmaml.execution.query_chunks import mean_over_chunks
 from jaxmaml.execution.remat import keeps_all, remat_scan
 from jaxmaml.execution.rewriting.cpu_implementations import with_cpu_implementations
 from jaxmaml.execution.rewriting.exact_derivatives import with_exact_derivatives
-from jaxmaml.execution.task_axis import over_tasks
+from jaxmaml.execution.task_axis import map_tasks, over_tasks
 from jaxmaml.options import Options
 from jaxmaml.types import StepLoop
 
@@ -59,6 +59,17 @@ class Executor:
             return self.exact(adapt)(meta, support, key, data)
 
         return exact_inner_loop
+
+    def map_tasks(self, function: Callable[..., Any], meta, tasks: tuple[Any, Any], step: Any) -> Any:
+        """`function(meta, task, key, step)` of each task, stacked."""
+        size = self._options.chunk_size
+        return map_tasks(
+            lambda shared, each: function(shared[0], *each, shared[1]),
+            (meta, step),
+            tasks,
+            None if isinstance(size, str) else size,
+            self._options.mesh,
+        )
 
     def mean_over_tasks(self, gradient: Callable[..., Any]) -> Callable[..., Any]:
         """`(meta, step, tasks) -> (out, grads)`, averaged over tasks in chunks and over devices."""

@@ -170,6 +170,28 @@ def _sharded(gradient: SumGradient, mesh: Mesh) -> SumGradient:
     return sharded
 
 
+def map_tasks(
+    function: Callable[[PyTree, PyTree], Any], shared: PyTree, tasks: PyTree, chunk_size: int | None, mesh: Mesh | None
+) -> Any:
+    """`function(shared, task)` of each task, stacked; each device takes `chunk_size` (`None` for all) at once."""
+    num_tasks = _number(tasks)
+
+    def of_share(shared, tasks):
+        return jax.lax.map(lambda task: function(shared, task), tasks, batch_size=chunk_size or _number(tasks))
+
+    if mesh is None:
+        return of_share(shared, tasks)
+    mesh = Mesh(mesh.devices, mesh.axis_names)
+    filled, _ = _filled((tasks, jnp.ones(num_tasks)), mesh.size)
+    over_tasks = PartitionSpec(mesh.axis_names)
+    out = jax.shard_map(
+        of_share, mesh=mesh, in_specs=(PartitionSpec(), over_tasks), out_specs=over_tasks, check_vma=False
+    )(shared, filled)
+    # On every device, so that each of several processes can read all of it.
+    out = jax.lax.with_sharding_constraint(out, NamedSharding(mesh, PartitionSpec()))
+    return jax.tree.map(lambda leaf: leaf[:num_tasks], out)
+
+
 def _filled(tasks_and_weights: tuple[PyTree, jax.Array], multiple: int) -> tuple[PyTree, jax.Array]:
     """Tasks and weights, padded to a multiple by copies of the first task with weight zero."""
     tasks, weights = tasks_and_weights

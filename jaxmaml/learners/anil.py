@@ -52,5 +52,5 @@ def anil(
       Raghu et al., 2020, https://arxiv.org/abs/1909.09157
     """
     return make_learner(
-        loss_fn, inner_optimizer, outer_optimizer, num_inner_steps, fixed(axes, adapted=Named(head, "head"))
+        loss_fn, inner_optimizer, outer_optimizer, num_inner_steps, fixed(axes, adapted=Named(head, "head")), "anil"
     )

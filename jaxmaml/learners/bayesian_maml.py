@@ -66,4 +66,5 @@ def bayesian_maml(
         outer_optimizer,
         num_inner_steps,
         fixed(axes, objective=objectives.chaser(num_leader_steps)),
+        "bayesian_maml",
     )

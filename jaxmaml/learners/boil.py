@@ -52,4 +52,5 @@ def boil(
         outer_optimizer,
         num_inner_steps,
         fixed(axes, adapted=parameter_selection.Except(head, "head")),
+        "boil",
     )

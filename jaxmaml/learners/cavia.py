@@ -59,4 +59,5 @@ def cavia(
         outer_optimizer,
         num_inner_steps,
         fixed(axes, adapted=Named(context, "context"), start=starts.zeros(Named(context, "context"))),
+        "cavia",
     )

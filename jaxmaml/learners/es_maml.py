@@ -52,4 +52,6 @@ def es_maml(
       Song et al., 2020, https://arxiv.org/abs/1910.01215
     """
     derivative = Evolution(std, num_pairs)
-    return make_learner(loss_fn, inner_optimizer, outer_optimizer, num_inner_steps, fixed(axes, derivative=derivative))
+    return make_learner(
+        loss_fn, inner_optimizer, outer_optimizer, num_inner_steps, fixed(axes, derivative=derivative), "es_maml"
+    )

@@ -43,5 +43,5 @@ def fomaml(
       Finn et al., 2017, section 5.2, https://arxiv.org/abs/1703.03400
     """
     return make_learner(
-        loss_fn, inner_optimizer, outer_optimizer, num_inner_steps, fixed(axes, derivative="first_order")
+        loss_fn, inner_optimizer, outer_optimizer, num_inner_steps, fixed(axes, derivative="first_order"), "fomaml"
     )

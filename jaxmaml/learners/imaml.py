@@ -64,4 +64,6 @@ def imaml(
       Rajeswaran et al., 2019, https://arxiv.org/abs/1909.04630
     """
     derivative = Implicit(strength, max_solver_steps, tolerance, damping, shift)
-    return make_learner(loss_fn, inner_optimizer, outer_optimizer, num_inner_steps, fixed(axes, derivative=derivative))
+    return make_learner(
+        loss_fn, inner_optimizer, outer_optimizer, num_inner_steps, fixed(axes, derivative=derivative), "imaml"
+    )

@@ -49,5 +49,10 @@ def joint_training(
       Finn et al., 2017, section 5 (its pretrained baseline), https://arxiv.org/abs/1703.03400
     """
     return make_learner(
-        loss_fn, inner_optimizer, outer_optimizer, num_inner_steps, fixed(axes, objective=objectives.before_adaptation)
+        loss_fn,
+        inner_optimizer,
+        outer_optimizer,
+        num_inner_steps,
+        fixed(axes, objective=objectives.before_adaptation),
+        "joint_training",
     )

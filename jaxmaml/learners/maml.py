@@ -83,4 +83,4 @@ def maml(
       Finn, Abbeel and Levine, 2017, https://arxiv.org/abs/1703.03400
       Kemaev et al., 2025, https://arxiv.org/abs/2505.00793 (mixed-mode differentiation)
     """
-    return make_learner(loss_fn, inner_optimizer, outer_optimizer, num_inner_steps, axes)
+    return make_learner(loss_fn, inner_optimizer, outer_optimizer, num_inner_steps, axes, "maml")

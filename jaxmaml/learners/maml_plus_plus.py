@@ -89,4 +89,5 @@ def maml_plus_plus(
             per_step=None if normalisation is None else Named(normalisation, "normalisation"),
             objective=objectives.multi_step(weights) if multi_step_steps else objectives.last_step,
         ),
+        "maml_plus_plus",
     )

@@ -46,4 +46,4 @@ def meta_curvature(
       Park and Oliva, 2019, https://arxiv.org/abs/1902.03356
     """
     rule = kronecker(inner_optimizer)
-    return make_learner(loss_fn, rule, outer_optimizer, num_inner_steps, axes)
+    return make_learner(loss_fn, rule, outer_optimizer, num_inner_steps, axes, "meta_curvature")

@@ -51,4 +51,4 @@ def meta_sgd(
       Li et al., 2017, https://arxiv.org/abs/1707.09835
     """
     rule = learned_rates(initial_rate, per=per, seed=axes.get("seed", 0), transform=transform)
-    return make_learner(loss_fn, rule, outer_optimizer, num_inner_steps, axes)
+    return make_learner(loss_fn, rule, outer_optimizer, num_inner_steps, axes, "meta_sgd")

@@ -56,4 +56,6 @@ def proto_maml(
       Triantafillou et al., 2020, https://arxiv.org/abs/1903.03096
     """
     start = starts.prototypes(embed, head, scale)
-    return make_learner(loss_fn, inner_optimizer, outer_optimizer, num_inner_steps, fixed(axes, start=start))
+    return make_learner(
+        loss_fn, inner_optimizer, outer_optimizer, num_inner_steps, fixed(axes, start=start), "proto_maml"
+    )

@@ -1,5 +1,6 @@
 """Reptile."""
 
+import dataclasses
 from typing import Unpack
 
 import jax
@@ -38,7 +39,8 @@ def reptile(
       serial: Visit the tasks of a batch one after another, each from the parameters that the previous one led to (the
         paper's algorithm 1), instead of averaging them (algorithm 2). An outer step is then `num_tasks` updates, each
         of which `outer_optimizer` and its schedule count.
-      **axes: The other axes of the family: see `jaxmaml.Axes`; `inner_batch_size` is the paper's minibatch.
+      **axes: The other axes of the family: see `jaxmaml.Axes`; `supports=jaxmaml.supports.minibatches(size)` is
+        the paper's minibatch.
     Returns:
       A `MetaLearner`, as `jaxmaml.maml` does.
     Raises:
@@ -57,9 +59,21 @@ def reptile(
     """
     checks.boolean("serial", serial)
     learner = make_learner(
-        loss_fn, inner_optimizer, outer_optimizer, num_inner_steps, fixed(axes, objective=objectives.displacement)
+        loss_fn,
+        inner_optimizer,
+        outer_optimizer,
+        num_inner_steps,
+        fixed(axes, objective=objectives.displacement),
+        "reptile",
     )
-    return learner._replace(update=_one_by_one(learner)) if serial else learner
+    return _serial(learner) if serial else learner
+
+
+def _serial(learner: MetaLearner) -> MetaLearner:
+    assert learner.spec is not None
+    replace = learner.spec.replace
+    spec = dataclasses.replace(learner.spec, replace=lambda **axes: _serial(replace(**axes)))
+    return learner._replace(update=_one_by_one(learner), spec=spec)
 
 
 def _one_by_one(learner: MetaLearner):

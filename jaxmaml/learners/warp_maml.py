@@ -50,5 +50,10 @@ def warp_maml(
       Lee and Choi, 2018, https://arxiv.org/abs/1801.05558 (T-nets)
     """
     return make_learner(
-        loss_fn, inner_optimizer, outer_optimizer, num_inner_steps, fixed(axes, adapted=Except(warp, "warp"))
+        loss_fn,
+        inner_optimizer,
+        outer_optimizer,
+        num_inner_steps,
+        fixed(axes, adapted=Except(warp, "warp")),
+        "warp_maml",
     )

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxmaml import checks
-from jaxmaml.training.samplers import Sampler, as_pytree, check_sampler, threefry
+from jaxmaml.keys import threefry
+from jaxmaml.training.samplers import Sampler, as_pytree, check_sampler
 from jaxmaml.types import MetaLearner, MetaState, PyTree
 
 

@@ -6,7 +6,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxmaml.training.samplers import Sampler, threefry
+from jaxmaml.keys import threefry
+from jaxmaml.training.samplers import Sampler
 from jaxmaml.types import MetaInfo, MetaLearner, MetaState, Task
 
 

@@ -2,8 +2,9 @@
 
 import contextlib
 import functools
+import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import chex
@@ -203,8 +204,9 @@ def _first(count: int, tree):
 def _means(history: MetaInfo) -> dict[str, float]:
     """The means over a dispatch, for the progress bar and the writers."""
     values = {"query_loss": _mean(history.query_loss)}
-    if isinstance(history.aux, Mapping) and isinstance(history.aux.get("accuracy"), np.ndarray):
-        values["accuracy"] = _mean(history.aux["accuracy"])
+    for path, leaf in jax.tree_util.tree_leaves_with_path(history.aux):
+        if leaf.ndim == 1 and np.issubdtype(leaf.dtype, np.number):
+            values[jax.tree_util.keystr(path, simple=True, separator="/") or "aux"] = _mean(leaf)
     return values | {"grad_norm": _mean(history.grad_norm)}
 
 
@@ -220,8 +222,11 @@ def _made_by(learner, state, sample_task, key, num_tasks, validation) -> dict[st
         return draw(sample_task, key, num_tasks, 0)
 
     evaluated = None if validation is None else functools.partial(validating.evaluated, learner, validation)
+    # Another number of devices, or of tasks at once, changes no result beyond rounding: a run may go on elsewhere.
+    alike = learner if learner.spec is None else learner.spec.replace(mesh=None, chunk_size=None)
     return {
-        "program": fingerprints.of_program(learner.update, state, jax.eval_shape(tasks_of, key)),
+        "configuration": None if learner.spec is None else json.dumps(learner.spec.described()),
+        "program": fingerprints.of_program(alike.update, state, jax.eval_shape(tasks_of, key)),
         "tasks": fingerprints.of_program(tasks_of, key),
         "start": fingerprints.of_arrays(state),
         "validation": None if evaluated is None else fingerprints.of_program(evaluated, state),

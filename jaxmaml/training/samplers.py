@@ -6,12 +6,9 @@ from typing import Any
 
 import chex
 import jax
-import jax.numpy as jnp
 
-from jaxmaml import checks
+from jaxmaml import checks, keys
 from jaxmaml.types import Task
-
-_THREEFRY = "threefry2x32"
 
 #: `key -> Task`, for one task.
 Sampler = Callable[[chex.PRNGKey], Task]
@@ -29,22 +26,6 @@ def as_pytree(sample_task: Sampler) -> Sampler:
     return sample_task
 
 
-def threefry(key: chex.PRNGKey) -> chex.PRNGKey:
-    """The key from which tasks are drawn: `key` itself if it is a threefry key, or a threefry key derived from it.
-
-    Only with threefry does a batch of draws equal the same draws one by one. With other implementations, such as `rbg`,
-    the tasks would depend on the size of a chunk.
-    """
-    typed = key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
-    if str(jax.random.key_impl(typed)) == _THREEFRY:
-        return key
-    data = jax.random.key_data(typed)
-    made = jax.random.wrap_key_data(data[:2], impl=_THREEFRY)
-    for number in data[2:]:
-        made = jax.random.fold_in(made, number)
-    return made
-
-
 def check_sampler(name: str, sample_task: Any, key: Any) -> None:
     """`sample_task` must be a sampler of tasks and `key` a single key. Warns if all tasks would be equal.
 
@@ -54,11 +35,9 @@ def check_sampler(name: str, sample_task: Any, key: Any) -> None:
     """
     checks.function(name, sample_task)
     checks.prng_key(key)
-    drawn, task = jax.make_jaxpr(sample_task, return_shape=True)(threefry(key))
+    used, task = keys.uses_key(sample_task, keys.threefry(key))
     checks.task(f"{name}(key)", task)
-    (key_used,) = drawn.jaxpr.invars
-    operands = [operand for eqn in drawn.jaxpr.eqns for operand in eqn.invars]
-    if not any(key_used is operand for operand in [*operands, *drawn.jaxpr.outvars]):
+    if not used:
         warnings.warn(
             f"`{name}` does not use its key, so that every task is the same one: draw by jax.random, not by NumPy.",
             stacklevel=4,

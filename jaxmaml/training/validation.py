@@ -17,8 +17,7 @@ from jaxmaml.types import LossFn, MetaLearner, MetaState
 class Validation(NamedTuple):
     """Held-out tasks that `fit` evaluates on at intervals: `fit(..., validation=...)`.
 
-    The score is the accuracy after the last inner step, or minus the query loss if there is no accuracy. `fit` returns
-    the state with the best score. If no score is finite, it returns the last state and warns.
+    `fit` returns the state with the best score. If no score is finite, it returns the last state and warns.
 
     Attributes:
       loss_fn: The loss that is evaluated on the query set, as in `jaxmaml.evaluate`.
@@ -29,6 +28,9 @@ class Validation(NamedTuple):
       every: The number of outer steps between validations, which take place at the end of a dispatch.
       patience: Stop after this number of validations without a better score; `None`, the default, never stops.
       chunk_size: The number of tasks that are in memory at once.
+      score: The name of the scalar in `loss_fn`'s auxiliary output that is the score, after the last inner step, such
+        as `"psnr"`: larger is better. `"query_loss"` is minus the query loss. By default it is the accuracy, or
+        minus the query loss if there is no accuracy.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, jaxmaml
@@ -53,6 +55,7 @@ class Validation(NamedTuple):
     every: int = 1000
     patience: int | None = None
     chunk_size: int | None = 20
+    score: str | None = None
 
 
 def check(settings: Any, learner: MetaLearner, state: MetaState) -> None:
@@ -63,10 +66,16 @@ def check(settings: Any, learner: MetaLearner, state: MetaState) -> None:
     if settings.patience is not None:
         checks.positive_int("patience", settings.patience)
     try:
-        jax.eval_shape(lambda state: evaluated(learner, settings, state), state)
+        result = jax.eval_shape(lambda state: evaluated(learner, settings, state), state)
     except (TypeError, ValueError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"`validation` cannot be evaluated: {error}") from error
+    choices = ("query_loss", *result.aux)
+    if settings.score is not None and settings.score not in choices:
+        raise ValueError(
+            f"`score` of `validation` must be one of {', '.join(map(repr, choices))}, the scalars that `loss_fn` "
+            f"returns; got {settings.score!r}."
+        )
 
 
 def evaluated(learner: MetaLearner, settings: Validation, state: MetaState) -> Evaluation:
@@ -87,9 +96,10 @@ def validated(learner: MetaLearner, settings: Validation, run: Run) -> tuple[Run
     """`run` after a validation of its state, and the metrics to report."""
     result = evaluated(learner, settings, run.state)
     metrics = _last("valid_loss", result.query_loss)
-    if result.accuracy is not None:
-        metrics |= _last("valid_accuracy", result.accuracy)
-    score = metrics.get("valid_accuracy", -metrics["valid_loss"])
+    for name, curve in result.aux.items():
+        metrics |= _last(f"valid_{name}", curve)
+    chosen = settings.score or ("accuracy" if "accuracy" in result.aux else "query_loss")
+    score = -metrics["valid_loss"] if chosen == "query_loss" else metrics[f"valid_{chosen}"]
     if score > float(run.score):
         best = jax.tree.map(jnp.copy, run.state)
         return run._replace(best=best, score=jnp.float32(score), since_best=jnp.int32(0)), metrics

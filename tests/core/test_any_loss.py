@@ -58,7 +58,9 @@ def test_a_term_without_task_data_under_disable_jit(tasks, num_inner_steps):
 
 
 WAYS = {
-    "minibatches": lambda **axes: problems.maml(penalised, num_inner_steps=1, inner_batch_size=1, **axes),
+    "minibatches": lambda **axes: problems.maml(
+        penalised, num_inner_steps=1, supports=jaxmaml.supports.minibatches(1), **axes
+    ),
     "meta_sgd": lambda **axes: jaxmaml.meta_sgd(penalised, 0.1, optax.sgd(1.0), num_inner_steps=1, **axes),
     "meta_curvature": lambda **axes: jaxmaml.meta_curvature(
         penalised, optax.sgd(0.1), optax.sgd(1.0), num_inner_steps=1, **axes
@@ -241,7 +243,7 @@ SHARDED = {
     "chaser": {"objective": jaxmaml.objectives.chaser(1)},
     "multi-step": {"objective": jaxmaml.objectives.multi_step(lambda step: jnp.array([0.5, 0.0]))},
     "rates": {"inner": jaxmaml.rules.learned_rates(0.1)},
-    "minibatches": {"inner_batch_size": 1},
+    "minibatches": {"supports": jaxmaml.supports.minibatches(1)},
     "implicit": {"derivative": jaxmaml.Implicit()},
     "first-order": {"first_order_steps": 1},
 }

@@ -3,13 +3,14 @@
 import json
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from hypothesis import strategies
 
 import jaxmaml
-from tests.differential import terms
+from tests.differential import batches, terms
 
 
 class Program(NamedTuple):
@@ -28,6 +29,8 @@ class Program(NamedTuple):
     adapted: str
     objective: str
     start: str
+    supports: str
+    queries: str
     aux: bool
     mixed_dtypes: bool
     rewrite: bool
@@ -95,6 +98,10 @@ def programs(draw: Any) -> Program:
     names = tuple(dict.fromkeys([*with_data, *without])) if algorithm == "maml" else (own, *with_data[:1], *without[:1])
     is_maml = algorithm == "maml"
     recursive = one(False, False, True)
+    objective = one("last", "last", "last", "multi", "online", "chaser", "before") if is_maml else "last"
+    # A chaser takes whole batches, and rollouts are not collected again; both are refused by name.
+    new = is_maml and objective != "chaser"
+    no_rollouts = lambda choices: [c for c in choices if not (recursive and c == "rollout")]  # noqa: E731
     return Program(
         algorithm=algorithm,
         terms=tuple(dict.fromkeys(names)) or ("tanh",),
@@ -107,8 +114,10 @@ def programs(draw: Any) -> Program:
         remat="recursive" if recursive else one("gradients", "gradients", "steps", "none"),
         mesh=one(False, False, True),
         adapted=one("all", "all", "all but the first", "v") if is_maml else "all",
-        objective=one("last", "last", "last", "multi", "chaser", "before") if is_maml else "last",
-        start=one("none", "none", "zero v", "largest") if is_maml else "none",
+        objective=objective,
+        start=one("none", "none", "zero v", "largest", "noise") if is_maml else "none",
+        supports=one("whole", "whole", *no_rollouts(batches.SUPPORTS)) if new else "whole",
+        queries=one("whole", "whole", *no_rollouts(batches.QUERIES)) if new else "whole",
         aux=draw(strategies.booleans()),
         mixed_dtypes=is_maml and one(False, False, False, True),
         rewrite=one(True, True, True, False),
@@ -118,7 +127,7 @@ def programs(draw: Any) -> Program:
 
 def arguments(program: Program) -> tuple[Any, Any, Any]:
     """Parameters, what is learned beside, and tasks as a list of pairs of batches."""
-    uses_v = program.start != "none" or program.adapted == "v"
+    uses_v = program.start not in ("none", "noise") or program.adapted == "v"
     extra = ALGORITHMS[program.algorithm].split() + (["v"] if uses_v else [])
     params = terms.params_of(program.terms, program.seed, extra)
     if program.mixed_dtypes:
@@ -136,7 +145,7 @@ def arguments(program: Program) -> tuple[Any, Any, Any]:
         learned = {n: tuple(jnp.eye(w) + 0.1 * rng.normal(size=(w, w)) for w in each) for n, each in ways.items()}
     elif program.algorithm == "bayesian_maml":
         params = {n: jnp.stack([p, 1.2 * p + 0.03, 0.9 * p - 0.05]) for n, p in params.items()}
-    return params, learned, terms.tasks_of(program.num_tasks, program.num_examples, program.seed)
+    return params, learned, batches.tasks_of(program)
 
 
 def moving_leaves(program: Program, params: Any) -> list[str]:
@@ -158,7 +167,7 @@ def embed(params, x):
 
 
 def start_of(program: Program, scale: float = 0.1):
-    """What adaptation starts from: `(params, support) -> params`."""
+    """What adaptation starts from: `(params, support) -> params`, or with a key."""
     if program.algorithm == "proto_maml":
 
         def prototypes(params, support):
@@ -170,15 +179,23 @@ def start_of(program: Program, scale: float = 0.1):
         return prototypes
     return {
         "cavia": lambda params, support: {**params, "context": jnp.zeros_like(params["context"])},
-        "none": lambda params, support: params,
-        "zero v": lambda params, support: {**params, "v": jnp.zeros_like(params["v"])},
-        "largest": lambda params, support: {
+        "none": lambda params, support, *key: params,
+        "noise": _noisy,
+        "zero v": lambda params, support, *key: {**params, "v": jnp.zeros_like(params["v"])},
+        "largest": lambda params, support, *key: {
             **params,
             "v": (params["v"] * jnp.maximum(jnp.max(jnp.sin(support["x"])), 0.2 + params["v"])).astype(
                 params["v"].dtype
             ),
         },
     }["cavia" if program.algorithm == "cavia" else program.start]
+
+
+def _noisy(params, support, key):
+    """Normal noise on the first leaf, drawn as `jaxmaml.starts.noise` draws it."""
+    name = sorted(params)[0]
+    (own,) = jax.random.split(key, 1)
+    return {**params, name: params[name] + 0.3 * jax.random.normal(own, params[name].shape, params[name].dtype)}
 
 
 def weights_of(program: Program) -> list[float]:

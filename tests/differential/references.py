@@ -69,13 +69,17 @@ def svgd_rule(step_size, repulsion):
 
 
 def path(loss, rule, params, learned, batches, moving, state=None, first_step=0, first_order=False):
-    """The parameters after 0, 1, ... inner steps, of which step `k` sees `batches[k]`; and the rule's last state."""
+    """The parameters after 0, 1, ... inner steps, of which step `k` sees `batches[k]`; and the rule's last state.
+
+    A batch may be a function of the parameters of its step.
+    """
     init, update = rule
     fast = {name: params[name] for name in moving}
     state = init(learned, fast) if state is None else state
     points = [params]
     for step, batch in enumerate(batches, start=first_step):
         here = points[-1]
+        batch = batch(here) if callable(batch) else batch
         grads = jax.grad(lambda fast, here=here, batch=batch: loss({**here, **fast}, batch))(fast)
         if first_order:
             grads = {name: jax.lax.stop_gradient(g) for name, g in grads.items()}
@@ -85,19 +89,22 @@ def path(loss, rule, params, learned, batches, moving, state=None, first_step=0,
     return points, state
 
 
-def maml(loss, rule, num_steps, moving, start=lambda params, support: params, first_order=False, weights=None):
+def maml(loss, rule, num_steps, moving, start=lambda *args: args[0], first_order=False, weights=None, seen=None):
     """MAML, and with its arguments FOMAML, ANIL, BOIL, CAVIA, Warp-MAML, Proto-MAML, Meta-SGD and meta-curvature.
 
-    `weights`: of the query losses after 1, 2, ... steps; by default the last one alone counts.
+    `weights`: of the query losses after 0, 1, ... steps; by default the last one alone counts.
+    `seen`: `task -> (key of the start, batches of the inner steps, batches of the query losses)`, of the parameters.
     """
-    weights = [0.0] * (num_steps - 1) + [1.0] if weights is None else weights
+    weights = [0.0] * num_steps + [1.0] if weights is None else weights
 
     def meta_loss(params, learned, tasks):
         total = 0.0
-        for support, query in tasks:
-            begin = start(params, support)
-            points, _ = path(loss, rule, begin, learned, [support] * num_steps, moving, first_order=first_order)
-            total += sum(w * loss(point, query) for w, point in zip(weights, points[1:], strict=True) if w)
+        for task in tasks:
+            (key, batches, queries) = seen(task) if seen else (None, [task[0]] * num_steps, None)
+            begin = start(params, task[0]) if key is None else start(params, task[0], key)
+            points, _ = path(loss, rule, begin, learned, batches, moving, first_order=first_order)
+            asked = [query(p) for query, p in zip(queries, points, strict=True)] if queries else [task[1]] * len(points)
+            total += sum(w * loss(p, query) for w, p, query in zip(weights, points, asked, strict=True) if w)
         return total / len(tasks)
 
     return meta_loss

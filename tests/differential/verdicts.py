@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 import jaxmaml
-from tests.differential import programs, references, terms
+from tests.differential import batches, programs, references, terms
 
 #: Equal: the largest difference in a leaf's gradient, as a share of the largest entry of the whole gradient.
 TOLERANCE = 1e-9
@@ -51,10 +51,13 @@ class Verdict(NamedTuple):
 
 def verdict_of(program: programs.Program) -> Verdict:
     """Run `program` by jaxmaml and by its reference, and by plain JAX under `jit` where these differ."""
-    params, learned, tasks = programs.arguments(program)
+    params, learned, pairs = programs.arguments(program)
+    tasks = pairs
+    if program.algorithm == "maml":  # With the keys of their draws, which the library derives from its seed.
+        tasks = [(*pair, key) for pair, key in zip(pairs, batches.task_keys(0, len(pairs)), strict=True)]
     reference = reference_gradient(program)
     try:
-        ours = gradient(program, params, tasks)
+        ours = gradient(program, params, pairs)
     except Exception as error:
         # By jaxmaml, whose first word is the argument; or by JAX, which 0.12 does to some rules under `vmap`.
         if not str(error).startswith("`") and not _is_refused(program, params, learned, tasks):
@@ -67,7 +70,7 @@ def verdict_of(program: programs.Program) -> Verdict:
     if verdict.error <= tolerance:
         return verdict
     if not program.rewrite and _has_extrema(program):
-        exact = gradient(program._replace(rewrite=True), params, tasks)
+        exact = gradient(program._replace(rewrite=True), params, pairs)
         verdict = verdict._replace(compares=distance(exact, expected) <= tolerance)
     loop = distance(jax.jit(reference)(params, learned, tasks), expected)
     together = distance(jax.jit(reference_gradient(program, _by_vmap))(params, learned, tasks), expected)
@@ -141,13 +144,21 @@ def reference_gradient(program: programs.Program, over_tasks=lambda function: fu
         meta_loss = references.reptile(loss, rule, steps, moving)
     elif program.algorithm == "maml_plus_plus":
         meta_loss = references.maml_plus_plus(loss, steps, moving, programs.weights_of(program))
-    elif program.algorithm == "joint_training" or program.objective == "before":
+    elif program.algorithm == "joint_training":
         meta_loss = references.joint_training(loss, start)
     elif program.objective == "chaser":
-        meta_loss = references.chaser(loss, rule, steps, 2, moving, start, first_order)
+        pair = references.chaser(loss, rule, steps, 2, moving, start, first_order)
+        meta_loss = lambda params, learned, tasks: pair(params, learned, [task[:2] for task in tasks])  # noqa: E731
     else:
-        weights = programs.weights_of(program) if program.objective == "multi" else None
-        meta_loss = references.maml(loss, rule, steps, moving, start, first_order, weights)
+        weights = {
+            "last": None,
+            "multi": [0.0, *programs.weights_of(program)],
+            "online": [1 / (steps + 1)] * (steps + 1),
+            "before": [1.0] + [0.0] * steps,
+        }[program.objective]
+        seen = functools.partial(batches.of_task, program.supports, program.queries, steps)
+        seen = seen if program.algorithm == "maml" else None
+        meta_loss = references.maml(loss, rule, steps, moving, start, first_order, weights, seen)
     return jax.grad(over_tasks(meta_loss), argnums=(0, 1))
 
 
@@ -167,9 +178,13 @@ def learner_of(program: programs.Program, mesh: Any) -> jaxmaml.MetaLearner:
         axes["derivative"] = program.derivative
         axes["adapted"] = None if program.adapted == "all" else moving
         axes["start"] = None if program.start == "none" else programs.start_of(program)
+        if program.start == "noise":
+            axes["start"] = jaxmaml.starts.noise(0.3, sorted(params)[0])
+        axes["supports"], axes["queries"] = batches.axis(program.supports), batches.axis(program.queries)
         axes["objective"] = {
             "last": None,
             "multi": multi,
+            "online": jaxmaml.objectives.online(),
             "chaser": jaxmaml.objectives.chaser(2),
             "before": jaxmaml.objectives.before_adaptation,
         }[program.objective]
@@ -193,7 +208,7 @@ def learner_of(program: programs.Program, mesh: Any) -> jaxmaml.MetaLearner:
         inner = optax.sgd(0.1)
     elif program.algorithm == "proto_maml":
         own |= {"embed": programs.embed, "head": ["head", "head_bias"], "scale": 0.1}
-    loss = terms.loss_of(program.terms, program.aux)
+    loss = batches.unkeyed(terms.loss_of(program.terms, program.aux))
     if program.algorithm == "proto_maml":  # Its batches are pairs of inputs and labels.
         pairs = {"loss": loss}
         loss = lambda params, pair: pairs["loss"](params, pair[0])  # noqa: E731

@@ -259,7 +259,12 @@ def test_a_sampler_that_ignores_its_key_is_warned_of():
 
 def test_serial_reptile_counts_outer_steps():
     learner = jaxmaml.reptile(
-        problems.mlp_loss, optax.sgd(0.05), optax.sgd(0.1), num_inner_steps=2, serial=True, inner_batch_size=2
+        problems.mlp_loss,
+        optax.sgd(0.05),
+        optax.sgd(0.1),
+        num_inner_steps=2,
+        serial=True,
+        supports=jaxmaml.supports.minibatches(2),
     )
     whole, history = fit(6, learner)
     assert (int(whole.step), len(history.query_loss)) == (6, 6)
