@@ -1,6 +1,7 @@
 """Layers that stay fast under the task axis, the models of the MAML paper, and neural fields.
 
-One model in each file: `mlp`, `conv4`, and the fields `siren` and `fourier_features`. `conv_block` is the block that `conv4` is made of, `layers`, `pooling`,
+One model in each file: `mlp`, `conv4`, and the fields `siren`, with `sine`, and
+`fourier_features`. `conv_block` is the block that `conv4` is made of, `layers`, `pooling`,
 `normalisation` and `conv` are its parts; `example_groups` applies them to groups of examples that fit a CPU's cache,
 and `running_statistics` averages batch statistics over tasks. Begin with `conv4`. The package imports the shared
 modules at the top of `jaxmaml`, `execution` and `training.samplers`.

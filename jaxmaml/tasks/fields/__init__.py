@@ -1,7 +1,7 @@
 """Signals to be fitted by neural fields: images, and phantoms whose line integrals are known.
 
-`image_fields` makes tasks of images, `phantom_fields` of random ellipses, and `tomography` of what parallel beams measure of
-them; `ellipses` has their densities and line integrals. Begin with `image_fields`.
+`image_fields` makes tasks of images, `phantom_fields` of random ellipses, and `tomography` of what parallel beams
+measure of them; `ellipses` has their densities and line integrals. Begin with `image_fields`.
 """
 
 from jaxmaml.tasks.fields.ellipses import Ellipses as Ellipses
