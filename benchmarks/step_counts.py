@@ -47,10 +47,10 @@ class Config:
     """Where the JSON file and the figure go."""
     seed: int = 0
     """Of everything that is drawn."""
-    num_tasks: int | None = None
-    """New tasks to adapt to: 600 by default, of fields 20."""
-    num_steps: int | None = None
-    """Gradient steps on each: 10 by default, of fields 1000."""
+    num_tasks: int = 0
+    """New tasks to adapt to; 0 means the task's own number, 600, or 20 fields."""
+    num_steps: int = 0
+    """Gradient steps on each; 0 means the task's own number, 10, or 1000 for fields."""
     outer_steps: int | None = None
     """Training steps of each start; the recipe's own by default."""
     algorithms: tuple[str, ...] = ()
@@ -63,12 +63,8 @@ def main(config: Config) -> dict[str, Any]:
         console.width = 150  # A log file's 80 columns would cut the tables to shreds.
     train_key, valid_key, test_key = jax.random.split(jax.random.key(config.seed), 3)
     if config.task == "fields":
-        return compare_fields(config, console)
-    config = dataclasses.replace(
-        config,
-        num_tasks=600 if config.num_tasks is None else config.num_tasks,
-        num_steps=10 if config.num_steps is None else config.num_steps,
-    )
+        return comparison.compare(dataclasses.asdict(config), plain(config), console)
+    config = dataclasses.replace(config, num_tasks=config.num_tasks or 600, num_steps=config.num_steps or 10)
     problem = make_problem(config, train_key)
     if config.algorithms:
         return compare_algorithms(config, problem, train_key, test_key, console)
@@ -106,22 +102,6 @@ def main(config: Config) -> dict[str, Any]:
     reporting.write_json(path, result)
     draw(problem, result["settings"], path.with_suffix(".png"))
     return result
-
-
-def compare_fields(config: Config, console: rich.console.Console) -> dict[str, Any]:
-    """Neural fields, whose starts are compared over many steps of several optimizers."""
-    if config.algorithms or config.run is not None:
-        raise SystemExit("--task fields compares starts: it takes neither --algorithms nor --run.")
-    return comparison.compare(
-        jax.random.key(config.seed),
-        config.output_dir / "step_counts_fields.json",
-        plain(config),
-        console,
-        data_dir=config.data_dir,
-        outer_steps=config.outer_steps,
-        num_images=config.num_tasks,
-        num_steps=config.num_steps,
-    )
 
 
 def plain(config: Config) -> dict[str, Any]:

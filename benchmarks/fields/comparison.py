@@ -1,10 +1,8 @@
 """The comparison of starts for neural fields, from training to the result file."""
 
-import pathlib
 import time
 from typing import Any
 
-import chex
 import jax
 import numpy as np
 import rich.console
@@ -13,10 +11,11 @@ import rich.table
 import jaxmaml
 from benchmarks.common import reporting
 from benchmarks.fields import figure, starts
-from benchmarks.fields.fine_tuning import FineTuning, Optimizer, steps_to
+from benchmarks.fields.fine_tuning import FineTuning, steps_to
+from jaxmaml import checks
 
 NUM_IMAGES, NUM_STEPS = 20, 1000
-VALID_IMAGES, VALID_STEPS = 8, 100
+VALID_IMAGES, VALID_STEPS = 8, (100, 400)
 PICTURED = (0, 1, 2, 10, 100)
 RESAMPLES = 1000
 LEVELS = (30, 40)
@@ -24,21 +23,21 @@ LEVELS = (30, 40)
 PAPERS_FACTOR = "over 30 (one image, one rate of Adam for the standard start)"
 
 
-def compare(
-    key: chex.PRNGKey,
-    path: pathlib.Path,
-    config: dict[str, Any],
-    console: rich.console.Console,
-    *,
-    data_dir: pathlib.Path | None,
-    outer_steps: int | None,
-    num_images: int | None,
-    num_steps: int | None,
-) -> dict[str, Any]:
-    """Train the starts, fit new images from each, and write the result and its figure."""
+def compare(options: dict[str, Any], config: dict[str, Any], console: rich.console.Console) -> dict[str, Any]:
+    """Train the starts, fit new images from each, and write the result and its figure.
+
+    Args:
+      options: The fields of `step_counts.Config`.
+      config: Those that the result file keeps.
+      console: Where the table goes.
+    """
+    if options["algorithms"] or options["run"] is not None:
+        raise SystemExit("--task fields compares starts: it takes neither --algorithms nor --run.")
     began = time.perf_counter()
-    num_images, num_steps = num_images or NUM_IMAGES, num_steps or NUM_STEPS
-    train_key, valid_key, test_key = jax.random.split(key, 3)
+    data_dir, outer_steps = options["data_dir"], options["outer_steps"] or starts.OUTER_STEPS
+    num_images = checks.positive_int("num_tasks", options["num_tasks"] or NUM_IMAGES)
+    num_steps = checks.positive_int("num_steps", options["num_steps"] or NUM_STEPS, at_least=2)
+    train_key, valid_key, test_key = jax.random.split(jax.random.key(options["seed"]), 3)
     net = starts.model(1 if data_dir is None else 3)
     loss_fn = jaxmaml.reconstruction(net.apply)
     sample, *held_out = starts.samplers(data_dir)
@@ -48,9 +47,9 @@ def compare(
             held_out, (valid_key, test_key), (min(VALID_IMAGES, num_images), num_images), strict=True
         )
     )
-    compared = starts.train_all(net, loss_fn, sample, train_key, outer_steps or starts.OUTER_STEPS)
+    compared = starts.train_all(net, loss_fn, sample, train_key, outer_steps)
     fine_tuning = FineTuning(loss_fn, chunk_size=4)
-    valid_steps = min(VALID_STEPS, num_steps)
+    valid_steps = min(VALID_STEPS[0], num_steps), min(VALID_STEPS[1], num_steps)
     rows: dict[str, Any] = {}
     curves: dict[str, np.ndarray] = {}
     target = None
@@ -89,6 +88,7 @@ def compare(
         "seconds": round(time.perf_counter() - began, 1),
     }
     console.print(make_table(result))
+    path = options["output_dir"] / f"step_counts_fields{'' if data_dir is None else '_images'}.json"
     reporting.write_json(path, result)
     image = test.query.targets[0].reshape(starts.SIZE, starts.SIZE, -1)
     figure.draw(result, pictures, np.asarray(image), path.with_suffix(".png"))
@@ -147,7 +147,7 @@ def counted(curves: dict[str, np.ndarray], name: str) -> dict[str, Any]:
     }
 
 
-def protocol(net: jaxmaml.nn.Siren, real: bool, valid_steps: int, valid_images: int) -> dict[str, Any]:
+def protocol(net: jaxmaml.nn.Siren, real: bool, valid_steps: tuple[int, int], valid_images: int) -> dict[str, Any]:
     return {
         "images": f"{starts.SIZE} x {starts.SIZE}, {net.features[-1]} channels, "
         + ("mini-ImageNet's classes, reduced" if real else "random phantoms, jaxmaml.tasks.fields.phantoms"),
@@ -155,7 +155,8 @@ def protocol(net: jaxmaml.nn.Siren, real: bool, valid_steps: int, valid_images: 
         "points": "all pixels, support and query alike",
         "optimizers": "SGD and Adam at the rates of `candidates`, and both after the steps that a start was trained "
         f"for; for each start the one that reaches MAML's PSNR after two steps first, on {valid_images} validation "
-        f"images and within {valid_steps} steps, or that has the highest PSNR at the end if none does",
+        f"images: all are tried for {valid_steps[0]} steps and, if none reaches it, the highest three for "
+        f"{valid_steps[1]}; of equal ones the highest at the end",
         "factor": "steps to MAML's mean PSNR after two steps, divided by two; its interval by resampling the images",
     }
 

@@ -15,7 +15,7 @@ def draw(result: dict[str, Any], pictures: dict[str, dict[int, np.ndarray]], ima
     steps = np.array(result["steps"])
     shown = list(next(iter(pictures.values())))
     figure = plt.figure(figsize=(13.5, 5.4), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(1.0, 1.25))
+    left, right = np.ravel(np.array(figure.subfigures(1, 2, width_ratios=(1.0, 1.25))))
     panel = left.subplots()
     for name, row in result["rows"].items():
         mean, ci95 = np.array(row["mean"], float), np.array(row["ci95"], float)

@@ -49,6 +49,7 @@ class Siren(linen.Module):
     @linen.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         checks.positive("w0", self.w0)
+        context = None
         if self.num_context:
             context = self.param("context", linen.initializers.zeros, (self.num_context,), x.dtype)
         for index, width in enumerate(self.features):
@@ -56,7 +57,7 @@ class Siren(linen.Module):
             x = linen.Dense(width, kernel_init=_uniform(bound))(x)
             if index == len(self.features) - 1:
                 return x + self.shift
-            if self.num_context:
+            if context is not None:
                 # Without a bias: the layer has one.
                 moved = linen.Dense(width, use_bias=False, name=f"modulation_{index}")(context)
                 x = x + moved.reshape(*(1,) * (x.ndim - 1), width)

@@ -25,9 +25,10 @@ def projections(
     r"""Build a sampler of computed-tomography tasks: a random phantom, measured from a few directions.
 
     The support has the integrals of the phantom's density along `num_rays` parallel rays at each of `num_angles`
-    angles, `(k + u) pi / num_angles` with `u` from U(0, 1) drawn for the task; they are exact (`line_integrals`). The query is
-    what was to be found, the densities at the centres of the pixels, or projections from as many other angles. Far
-    fewer rays than pixels leave the image undetermined: what phantoms have in common has to come from the start.
+    angles, `(k + u) pi / num_angles` with `u` from U(0, 1) drawn for the task; they are exact (`line_integrals`).
+    The query is what was to be found, the densities at the centres of the pixels, or projections from as many other
+    angles. Far fewer rays than pixels leave the image undetermined: what phantoms have in common has to come from the
+    start.
 
     The loss integrates the field along the rays: `jaxmaml.reconstruction(tasks.fields.integrated(model.apply))`.
 
