@@ -119,7 +119,7 @@ def reconstructions(
 def log_spaced(num_steps: int) -> list[int]:
     """The steps at which a result keeps its curves: all of the first 20, then ever fewer."""
     later = np.round(np.geomspace(20, max(num_steps, 20), 60)).astype(int)
-    return sorted({step for step in (*range(21), *later.tolist(), num_steps) if step <= num_steps})
+    return sorted({step for step in (*range(21), 50, 100, *later.tolist(), num_steps) if step <= num_steps})
 
 
 def described(curve: np.ndarray, shown: list[int]) -> dict[str, Any]:
@@ -182,17 +182,33 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def cells(result: dict[str, Any]) -> list[list[str]]:
-    steps = result["steps"]
-    shown = [step for step in (0, 1, 2, 10, 100, 1000) if step <= steps[-1]]
-    places = [min(range(len(steps)), key=lambda i: abs(steps[i] - step)) for step in shown]
-    rows = [["start", "optimizer", *(f"k = {steps[i]}" for i in places), "steps to target", "factor"]]
-    for name, row in result["rows"].items():
-        values = [
-            "diverged" if row["mean"][i] is None else f"{row['mean'][i]:.1f} ± {row['ci95'][i]:.1f}" for i in places
-        ]
-        low, high = (f"> {steps[-1] / 2:g}" if f is None else f"{f:g}" for f in row["factor_interval"])
-        reached = row["steps_to_target"]
-        count = f"> {steps[-1]}" if reached is None else str(reached)
-        factor = f"> {steps[-1] / 2:g}" if reached is None else f"{row['factor']:g} ({low} to {high})"
-        rows.append([name, row["optimizer"], *values, count, factor])
-    return rows
+    """The table of a result: a row of heads, and a row for each start."""
+    steps, rows = result["steps"], result["rows"]
+    shown = [step for step in (0, 1, 2, 10, 20, 1000) if step in steps]
+    levels = list(next(iter(rows.values()))["steps_to"])
+
+    def count(reached: int | None) -> str:
+        return f"> {steps[-1]}" if reached is None else str(reached)
+
+    def factor(value: float | None) -> str:
+        return f"> {steps[-1] / 2:g}" if value is None else f"{value:g}"
+
+    def psnr(row: dict[str, Any], place: int) -> str:
+        mean, ci95 = row["mean"][place], row["ci95"][place]
+        return "diverged" if mean is None else f"{mean:.1f} ± {ci95:.1f}"
+
+    heads = ["start", "optimizer", *(f"k = {step}" for step in shown), *(f"steps to {level}" for level in levels)]
+    table = [[*heads, "steps to target", "factor"]]
+    for name, row in rows.items():
+        low, high = row["factor_interval"]
+        table.append(
+            [
+                name,
+                row["optimizer"],
+                *(psnr(row, steps.index(step)) for step in shown),
+                *(count(reached) for reached in row["steps_to"].values()),
+                count(row["steps_to_target"]),
+                f"{factor(row['factor'])} ({factor(low)} to {factor(high)})",
+            ]
+        )
+    return table
