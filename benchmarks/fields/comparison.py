@@ -20,7 +20,7 @@ PICTURED = (0, 1, 2, 10, 100)
 RESAMPLES = 1000
 LEVELS = (30, 40)
 # Tancik et al., 2021: from a standard start, over 30 times as many steps as the two from the learned one.
-PAPERS_FACTOR = "over 30 (one image, one rate of Adam for the standard start)"
+PAPERS_FACTOR = "over 30 (Adam at one rate for the standard start)"
 
 
 def compare(options: dict[str, Any], config: dict[str, Any], console: rich.console.Console) -> dict[str, Any]:

@@ -101,14 +101,15 @@ def train_all(
             jaxmaml.reptile(loss_fn, reptile_inner, falling(REPTILE_OUTER_RATE), num_inner_steps=REPTILE_STEPS),
             (REPTILE_STEPS, REPTILE_RATE),
             f"{REPTILE_STEPS} steps of SGD at {REPTILE_RATE}, {NUM_TASKS} images, "
-            f"Adam at {REPTILE_OUTER_RATE}, falling",
+            f"Adam at {REPTILE_OUTER_RATE}, falling, gradients clipped",
             NUM_TASKS,
         ),
         trained(
             "mean start",
             jaxmaml.joint_training(loss_fn, inner, falling(MEAN_RATE), num_inner_steps=1),
             (0, 0.0),
-            f"one field for all images, {MEAN_NUM_TASKS} an outer step, Adam at {MEAN_RATE}, falling",
+            f"one field for all images, {MEAN_NUM_TASKS} an outer step, "
+            f"Adam at {MEAN_RATE}, falling, gradients clipped",
             MEAN_NUM_TASKS,
         ),
         Start("standard initialisation", params, note="the start of all training"),
