@@ -87,12 +87,29 @@ def omniglot(result: dict[str, Any]) -> Iterator[Verdict]:
     yield "Omniglot: at least 600 tasks", result["config"]["num_tasks"] >= 600
 
 
+def fields(result: dict[str, Any]) -> Iterator[Verdict]:
+    """MAML's start for neural fields, and what is fair to the standard one."""
+    rows, two = result["rows"], result["steps"].index(2)
+    level = rows["MAML"]["mean"][two]
+    yield f"fields: MAML has at least 35 dB after two steps (measured: {level:.1f})", level >= 35
+    standard = rows["standard initialisation"]
+    factor = standard["factor"] or result["steps"][-1] / 2
+    yield f"fields: the standard start needs at least 10 times as many steps (measured: {factor:g})", factor >= 10
+    tried = [name.split()[0] for name in standard["candidates"]]
+    yield (
+        "fields: the standard start tries at least four rates each of SGD and Adam",
+        all(tried.count(name) >= 4 for name in ("SGD", "Adam")),
+    )
+    yield "fields: at least 16 images", result["config"]["num_tasks"] >= 16
+
+
 CHECKS = {
     "speed/meta_step.json": speed,
     "speed/meta_step_pieces.json": pieces,
     "speed/meta_step_pieces_sinusoids.json": pieces,
     "adaptation/step_counts_sinusoid.json": sinusoids,
     "adaptation/step_counts_omniglot.json": omniglot,
+    "adaptation/step_counts_fields.json": fields,
 }
 
 

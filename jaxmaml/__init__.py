@@ -27,6 +27,7 @@ from jaxmaml.learners import warp_maml as warp_maml
 from jaxmaml.losses import cross_entropy as cross_entropy
 from jaxmaml.losses import ensemble as ensemble
 from jaxmaml.losses import mean_squared_error as mean_squared_error
+from jaxmaml.losses import reconstruction as reconstruction
 from jaxmaml.options import Axes as Axes
 from jaxmaml.options import Evolution as Evolution
 from jaxmaml.options import Execution as Execution

@@ -1,5 +1,6 @@
 """Loss functions `(params, batch) -> loss` from any `apply(params, inputs)`."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +40,37 @@ def mean_squared_error(apply: Apply) -> LossFn:
                 f"`apply` must return predictions of the targets' shape {targets.shape}, got {predictions.shape}."
             )
         return jnp.mean(jnp.square(predictions - targets))
+
+    return loss_fn
+
+
+def reconstruction(apply: Apply, *, peak: float = 1.0) -> LossFn:
+    r"""Build the mean squared error of a field or an image, with the peak signal-to-noise ratio beside it.
+
+    `psnr = 10 log10(peak^2 / error)`: with a peak of 1, an error of 0.01 is 20 dB, and half the error is 3 dB more. It
+    is infinite where the error is zero. Over tasks, the mean of the ratios is not the ratio of the mean error.
+
+    Args:
+      apply: `(params, inputs) -> predictions`, such as colours at coordinates.
+      peak: The largest value that a target can have; 1 for colours in [0, 1].
+    Returns:
+      `(params, batch) -> (error, {"psnr": psnr})` for a batch as in `mean_squared_error`; psnr is in dB.
+    Raises:
+      ValueError: If `peak` is not > 0; in use, as `mean_squared_error`.
+    Example:
+      >>> import jax.numpy as jnp, jaxmaml
+      >>> loss_fn = jaxmaml.reconstruction(lambda w, x: w * x)
+      >>> error, aux = loss_fn(1.0, jaxmaml.Batch(jnp.array([0.2, 0.5]), jnp.array([0.3, 0.4])))
+      >>> round(float(aux["psnr"]), 3)
+      20.0
+    """
+    squared_error = mean_squared_error(apply)
+    checks.positive("peak", peak)
+
+    def loss_fn(params: PyTree, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        error = squared_error(params, batch)
+        # A metric: its derivative, infinite where the error is zero, belongs to no gradient.
+        return error, {"psnr": 20.0 * math.log10(peak) - 10.0 * jnp.log10(jax.lax.stop_gradient(error))}
 
     return loss_fn
 

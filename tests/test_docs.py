@@ -14,6 +14,7 @@ from nbclient import NotebookClient
 import jaxmaml
 from benchmarks import calibration, differential, memory, precision, report
 from benchmarks.common import reporting
+from benchmarks.fields import comparison
 from benchmarks.speed import tables
 from tests import test_structure
 from tests.conftest import REPOSITORY
@@ -58,6 +59,12 @@ def test_tables_are_the_committed_results(page, result, setting, steps):
     stored = json.loads((RESULTS / "adaptation" / f"step_counts_{result}.json").read_text())
     assert reporting.markdown(stored, setting, steps) in (REPOSITORY / page).read_text()
     assert (RESULTS / "adaptation" / f"step_counts_{result}.png").exists()
+
+
+def test_the_field_tables_are_the_committed_results():
+    for path in sorted((RESULTS / "adaptation").glob("step_counts_fields*.json")):
+        assert comparison.markdown(json.loads(path.read_text())) in README
+        assert path.with_suffix(".png").exists()
 
 
 def test_the_family_tables_are_the_committed_results():

@@ -1,11 +1,12 @@
 """Task families, `sample(key) -> Task` on the device, and the data sets behind them.
 
-`sinusoids` and `episodes` are the families; `omniglot`, `image_folders` and `strokes` read or draw image classes, with
-`files`, `images` and `splits` as their parts; `inductive` passes the support set along with each image. Begin with
-`sinusoids`. The package imports the shared modules at the top of `jaxmaml`, and `training.progress` and
-`training.samplers`.
+`sinusoids`, `episodes` and the package `fields` are the families; `omniglot`, `image_folders` and `strokes` read or
+draw image classes, with `files`, `images` and `splits` as their parts; `inductive` passes the support set along with
+each image. Begin with `sinusoids`. The package imports the shared modules at the top of `jaxmaml`, and
+`training.progress` and `training.samplers`.
 """
 
+from jaxmaml.tasks import fields as fields
 from jaxmaml.tasks import image_folders as image_folders
 from jaxmaml.tasks import omniglot as omniglot
 from jaxmaml.tasks import strokes as strokes
