@@ -7,6 +7,7 @@
 """
 
 from jaxmaml.tasks import image_folders as image_folders
+from jaxmaml.tasks import navigation as navigation
 from jaxmaml.tasks import omniglot as omniglot
 from jaxmaml.tasks import strokes as strokes
 from jaxmaml.tasks.episodes import image_episodes as image_episodes
