@@ -87,12 +87,24 @@ def omniglot(result: dict[str, Any]) -> Iterator[Verdict]:
     yield "Omniglot: at least 600 tasks", result["config"]["num_tasks"] >= 600
 
 
+def navigation(result: dict[str, Any]) -> Iterator[Verdict]:
+    """The returns of the MAML paper's table after 1, 2 and 3 steps, in a quarter of an hour."""
+    (rows,) = result["settings"].values()
+    for step, bar in ((1, -11.7), (2, -3.4), (3, -3.3)):
+        found = rows["MAML"]["mean"][step]
+        yield f"navigation: MAML's return after {step} steps is at least {bar} (measured: {found:.3g})", found >= bar
+    yield "navigation: at least 40 goals", result["config"]["num_tasks"] >= 40
+    minutes = sum(row["seconds"] for row in result["training"].values()) / 60
+    yield f"navigation: at most 15 minutes of training (measured: {minutes:.3g})", minutes <= 15
+
+
 CHECKS = {
     "speed/meta_step.json": speed,
     "speed/meta_step_pieces.json": pieces,
     "speed/meta_step_pieces_sinusoids.json": pieces,
     "adaptation/step_counts_sinusoid.json": sinusoids,
     "adaptation/step_counts_omniglot.json": omniglot,
+    "adaptation/step_counts_navigation.json": navigation,
 }
 
 
