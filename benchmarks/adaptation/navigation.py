@@ -166,7 +166,7 @@ def compare(settings: dict[str, Any], console: rich.console.Console) -> dict[str
 
 
 def rule_of(recipe: Recipe, name: str) -> jaxmaml.InnerRule:
-    """MAML's rates are learned, one for each parameter and step (Meta-SGD); the others' are chosen, one for the first step."""
+    """MAML's rates are learned, for each parameter and step; the others' are chosen, for the first and later steps."""
     if name == "MAML":
         return jaxmaml.rules.learned_rates(recipe.rate, per="parameter", num_steps=recipe.num_inner_steps)
     return jaxmaml.rules.learned_rates(recipe.rate, per="scalar", num_steps=2)

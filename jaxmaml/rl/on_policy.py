@@ -76,13 +76,13 @@ def on_policy(learner: MetaLearner, *, num_epochs: int = 1) -> MetaLearner:
       ValueError: If `num_epochs` < 1, or `supports` or `queries` of the learner draws nothing.
     Example:
       >>> import jax, jax.numpy as jnp, optax, jaxmaml
-      >>> policy = jaxmaml.rl.gaussian(lambda w, x: x @ w[:2] + w[2])
+      >>> policy = jaxmaml.rl.gaussian(lambda w, x: x @ w)
       >>> rollout = jaxmaml.rl.rollout(
       ...     jaxmaml.tasks.navigation.environment(), policy, num_trajectories=4, horizon=5)
       >>> learner = jaxmaml.rl.on_policy(jaxmaml.maml(
       ...     jaxmaml.rl.lvc(policy), optax.sgd(0.02), jaxmaml.rl.trust_region(0.01), num_inner_steps=1,
       ...     supports=jaxmaml.supports.collect(rollout), queries=jaxmaml.supports.collect(rollout)))
-      >>> state = learner.init({"mean": jnp.zeros((3, 2)), "log_std": jnp.full(2, -2.0)})
+      >>> state = learner.init({"mean": jnp.zeros((2, 2)), "log_std": jnp.full(2, -2.0)})
       >>> state, history = jaxmaml.fit(
       ...     learner, state, jaxmaml.tasks.navigation.goals(), jax.random.key(0),
       ...     num_steps=2, num_tasks=3, progress=False)
