@@ -13,7 +13,7 @@ from nbclient import NotebookClient
 
 import jaxmaml
 from benchmarks import calibration, differential, memory, precision, report
-from benchmarks.adaptation import navigation
+from benchmarks.adaptation import navigation_report
 from benchmarks.common import reporting
 from benchmarks.speed import tables
 from tests import test_structure
@@ -62,7 +62,7 @@ def test_tables_are_the_committed_results(page, result, setting, steps):
 
 
 def test_the_navigation_table_is_the_committed_result():
-    table = navigation.markdown(json.loads((RESULTS / "adaptation" / "step_counts_navigation.json").read_text()))
+    table = navigation_report.markdown(json.loads((RESULTS / "adaptation" / "step_counts_navigation.json").read_text()))
     for page in ("README.md", "benchmarks/README.md"):
         assert table in (REPOSITORY / page).read_text()
     assert (RESULTS / "adaptation" / "step_counts_navigation.png").exists()

@@ -15,11 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import rich.console
-import rich.table
 from flax import linen
 
 import jaxmaml
-from benchmarks.adaptation import paths
+from benchmarks.adaptation import navigation_report as report
 from benchmarks.common import reporting
 from jaxmaml import rl
 
@@ -88,6 +87,8 @@ def learner_of(recipe: Recipe, rule: Any, factory: Any = jaxmaml.maml, *, test: 
     schedule = optax.cosine_decay_schedule(recipe.learning_rate, recipe.outer_steps)
     optimizer = optax.chain(optax.clip_by_global_norm(recipe.clip), optax.adam(schedule))
     axes: dict[str, Any] = {
+        # The rollouts of all goals share the 100 steps of a scan, which chunks would repeat.
+        "chunk_size": None,
         "supports": collect(act(num_trajectories=recipe.num_trajectories)),
         "queries": collect(act(num_trajectories=number)),
     }
@@ -125,7 +126,7 @@ def compare(settings: dict[str, Any], console: rich.console.Console) -> dict[str
             train_key,
             num_steps=recipe.outer_steps,
             num_tasks=recipe.num_tasks,
-            steps_per_dispatch=20,
+            steps_per_dispatch=30,
         )
         training[name] = {
             "seconds": round(time.perf_counter() - began, 1),
@@ -160,8 +161,8 @@ def compare(settings: dict[str, Any], console: rich.console.Console) -> dict[str
     }
     file = pathlib.Path(settings["output_dir"]) / "step_counts_navigation.json"
     reporting.write_json(file, result)
-    console.print(table(result))
-    paths.draw(observed_paths(recipe, states, num_steps), file.with_suffix(".png"))
+    console.print(report.table(result))
+    report.draw(observed_paths(recipe, states, num_steps), file.with_suffix(".png"))
     return result
 
 
@@ -206,44 +207,9 @@ def straight_line(goals: np.ndarray, horizon: int) -> np.ndarray:
     return total
 
 
-def table(result: dict[str, Any]) -> rich.table.Table:
-    ((setting, rows),) = result["settings"].items()
-    shown = rich.table.Table(title=f"2D navigation: return after k steps, {setting}, 95% CI")
-    shown.add_column("start", no_wrap=True)
-    for head in heads(result):
-        shown.add_column(head, justify="right")
-    for name, row in rows.items():
-        shown.add_row(name, *cells(row))
-    return shown
-
-
-def heads(result: dict[str, Any]) -> list[str]:
-    return ["inner rate", *(f"k = {k}" for k in range(result["config"]["num_steps"] + 1))]
-
-
-def cells(row: dict[str, Any]) -> list[str]:
-    rate = "-"
-    if "rate" in row:
-        rate = f"{row['rate']:g}" + (f", then {row['later_rate']:g}" if row["later_rate"] != row["rate"] else "")
-    values = [
-        "diverged" if mean is None else f"{mean:.2f} ± {ci95:.2f}"
-        for mean, ci95 in zip(row["mean"], row["ci95"], strict=True)
-    ]
-    return [rate, *values]
-
-
-def markdown(result: dict[str, Any]) -> str:
-    """The table for the pages."""
-    (rows,) = result["settings"].values()
-    columns = heads(result)
-    lines = ["| start | " + " | ".join(columns) + " |", "| --- |" + " --: |" * len(columns)]
-    lines += ["| " + " | ".join([name, *cells(row)]) + " |" for name, row in rows.items()]
-    return "\n".join(lines)
-
-
-def observed_paths(recipe: Recipe, states: dict[str, jaxmaml.MetaState], num_steps: int) -> paths.Paths:
+def observed_paths(recipe: Recipe, states: dict[str, jaxmaml.MetaState], num_steps: int) -> report.Paths:
     """Of three trajectories to each pictured goal, after every step."""
-    goals = jnp.array(paths.GOALS)
+    goals = jnp.array(report.GOALS)
     policy, _ = policy_of(recipe)
     environment = jaxmaml.tasks.navigation.environment()
     act = rl.rollout(environment, policy, num_trajectories=3, horizon=recipe.horizon)

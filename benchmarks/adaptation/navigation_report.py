@@ -1,15 +1,51 @@
-"""The figure of `navigation`: paths before and after each step."""
+"""The table of `navigation`, and its figure: paths before and after each step."""
 
 import pathlib
 from typing import Any
 
 import matplotlib
+import rich.table
 
 #: By start: positions `[goals, steps + 1, trajectories, horizon, 2]`, and 1 until a trajectory ends, without the last
 #: axis.
 Paths = dict[str, tuple[Any, Any]]
 #: Those that are pictured.
 GOALS = ((-0.4, 0.3), (0.35, 0.35), (0.2, -0.45))
+
+
+def table(result: dict[str, Any]) -> rich.table.Table:
+    ((setting, rows),) = result["settings"].items()
+    shown = rich.table.Table(title=f"2D navigation: return after k steps, {setting}, 95% CI")
+    shown.add_column("start", no_wrap=True)
+    for head in heads(result):
+        shown.add_column(head, justify="right")
+    for name, row in rows.items():
+        shown.add_row(name, *cells(row))
+    return shown
+
+
+def heads(result: dict[str, Any]) -> list[str]:
+    return ["inner rate", *(f"k = {k}" for k in range(result["config"]["num_steps"] + 1))]
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    rate = "-"
+    if "rate" in row:
+        rate = f"{row['rate']:g}" + (f", then {row['later_rate']:g}" if row["later_rate"] != row["rate"] else "")
+    values = [
+        "diverged" if mean is None else f"{mean:.2f} ± {ci95:.2f}"
+        for mean, ci95 in zip(row["mean"], row["ci95"], strict=True)
+    ]
+    return [rate, *values]
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The table for the pages."""
+    (rows,) = result["settings"].values()
+    columns = heads(result)
+    lines = ["| start | " + " | ".join(columns) + " |", "| --- |" + " --: |" * len(columns)]
+    lines += ["| " + " | ".join([name, *cells(row)]) + " |" for name, row in rows.items()]
+    return "\n".join(lines)
 
 
 def draw(paths: Paths, path: pathlib.Path) -> None:
