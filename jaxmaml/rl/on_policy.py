@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmaml import checks, keys, objectives, supports
-from jaxmaml.types import MetaInfo, MetaLearner, MetaState, Task
+from jaxmaml.types import MetaInfo, MetaLearner, MetaState, Spec, Supports, Task
 
 
 def collect(learner: MetaLearner, state: MetaState, tasks: Task, key: chex.PRNGKey) -> Task:
@@ -31,13 +31,13 @@ def collect(learner: MetaLearner, state: MetaState, tasks: Task, key: chex.PRNGK
       TypeError: If an argument is of the wrong kind.
       ValueError: If `supports` or `queries` of the learner draws nothing, so that there is nothing to record.
     """
-    _check(learner)
+    spec = _spec(learner)
     checks.state(state)
     num_tasks = checks.tasks(tasks)
     checks.prng_key(key)
-    num_steps = learner.spec.num_inner_steps
-    support_batches, query_batches = (_drawn(learner, name) for name in ("supports", "queries"))
-    sees_all = learner.spec.axes.objective not in (None, objectives.last_step)
+    num_steps = spec.num_inner_steps
+    support_batches, query_batches = (_drawn(spec, name) for name in ("supports", "queries"))
+    sees_all = spec.axes.objective not in (None, objectives.last_step)
 
     def of_task(task: Task, key: chex.PRNGKey) -> Task:
         own = keys.of_task(key)
@@ -92,18 +92,18 @@ def on_policy(learner: MetaLearner, *, num_epochs: int = 1) -> MetaLearner:
     References:
       Rothfuss et al., 2019, https://arxiv.org/abs/1810.06784
     """
-    _check(learner)
+    spec = _spec(learner)
     checks.positive_int("num_epochs", num_epochs)
     for name in ("supports", "queries"):
-        _drawn(learner, name)
-    return _of(learner, num_epochs)
+        _drawn(spec, name)
+    return _of(learner, spec, num_epochs)
 
 
-def _of(learner: MetaLearner, num_epochs: int) -> MetaLearner:
-    replay = learner.spec.replace(supports=supports.stream(), queries=supports.stream())
+def _of(learner: MetaLearner, spec: Spec, num_epochs: int) -> MetaLearner:
+    replay = spec.replace(supports=supports.stream(), queries=supports.stream())
 
     def update(state: MetaState, tasks: Task) -> tuple[MetaState, MetaInfo]:
-        key = keys.from_seed(learner.spec.axes.seed, state.step)
+        key = keys.from_seed(spec.axes.seed, state.step)
         recorded = collect(learner, state, tasks, key)
         new, info = replay.update(state, recorded)
         for _ in range(num_epochs - 1):
@@ -111,20 +111,22 @@ def _of(learner: MetaLearner, num_epochs: int) -> MetaLearner:
         return new._replace(step=state.step + 1), info
 
     def other(**axes: Any) -> MetaLearner:
-        return _of(learner.spec.replace(**axes), num_epochs)
+        replaced = spec.replace(**axes)
+        return _of(replaced, _spec(replaced), num_epochs)
 
-    return learner._replace(update=update, spec=dataclasses.replace(learner.spec, replace=other))
+    return learner._replace(update=update, spec=dataclasses.replace(spec, replace=other))
 
 
-def _check(learner: Any) -> None:
+def _spec(learner: Any) -> Spec:
     checks.learner(learner)
     if learner.spec is None:
         raise TypeError("`learner` must be from one of jaxmaml's factories, got one of three functions.")
+    return learner.spec
 
 
-def _drawn(learner: MetaLearner, name: str) -> supports.Supports:
+def _drawn(spec: Spec, name: str) -> Supports:
     """The axis `name` of the learner, which must draw its batches."""
-    chosen, draws = supports.complete(name, getattr(learner.spec.axes, name))
+    chosen, draws = supports.complete(name, getattr(spec.axes, name))
     if not draws:
         raise ValueError(
             f"`{name}` of the learner must collect rollouts, as {name}=jaxmaml.supports.collect(rollout); this one "

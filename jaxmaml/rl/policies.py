@@ -37,7 +37,7 @@ class Gaussian(NamedTuple):
     log_std: jax.Array
 
 
-def gaussian(apply: Callable[..., jax.Array], *, min_std: float = 1e-6) -> Policy:
+def gaussian(apply: Callable[..., Any], *, min_std: float = 1e-6) -> Policy:
     """Build the policy `N(apply(params["mean"], observations), exp(params["log_std"])^2)`.
 
     The standard deviations do not depend on the observation.
@@ -95,7 +95,7 @@ def gaussian(apply: Callable[..., jax.Array], *, min_std: float = 1e-6) -> Polic
     return Policy(distribution, log_prob, sample, kl)
 
 
-def categorical(apply: Callable[..., jax.Array]) -> Policy:
+def categorical(apply: Callable[..., Any]) -> Policy:
     """Build the policy `softmax(apply(params, observations))` over a finite set of actions.
 
     Args:

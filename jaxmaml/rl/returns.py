@@ -154,7 +154,7 @@ def _discounted_sums(terms: jax.Array, discount: float) -> jax.Array:
     return jnp.moveaxis(sums, 0, -1)
 
 
-def _features(observations: jax.Array, shape: tuple[int, int]) -> jax.Array:
+def _features(observations: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     if not hasattr(observations, "ndim") or observations.ndim != 3 or observations.shape[:2] != shape:
         raise ValueError(
             "The linear baseline needs observations [num_trajectories, horizon, observation_size] for returns of shape "

@@ -78,7 +78,7 @@ def trust_region(
         zero = jnp.zeros((), jnp.result_type(jnp.float32, *jax.tree.leaves(params)))
         return TrustRegionState(zero, zero)
 
-    def update(grads, state, params=None, *, value_fn=None, kl_fn=None, **unused: Any):
+    def update(updates: Any, state: Any, params: Any = None, *, value_fn: Any = None, kl_fn: Any = None, **unused: Any):
         for name, given in (("params", params), ("value_fn", value_fn), ("kl_fn", kl_fn)):
             if given is None:
                 raise TypeError(
@@ -86,14 +86,14 @@ def trust_region(
                     '`loss_fn` is a mapping with a scalar "kl", as that of the losses in jaxmaml.rl is.'
                 )
         dtype = state.fraction.dtype
-        wide = jax.tree.map(lambda g: g.astype(dtype), grads)
+        wide = jax.tree.map(lambda g: g.astype(dtype), updates)
         hessian = _hessian(kl_fn, params, dtype)
 
         def damped(vector):
             return jax.tree.map(lambda h, v: h + damping * v, hessian(vector), vector)
 
         direction, _ = jax.scipy.sparse.linalg.cg(damped, wide, maxiter=num_cg_steps, tol=1e-5)
-        curvature = optax.tree.vdot(direction, damped(direction))
+        curvature = jnp.asarray(optax.tree.vdot(direction, damped(direction)))
         # Where the gradient is zero so is the direction; a divergence that is linear somewhere has no step either.
         usable = curvature > 0
         largest = jnp.where(usable, jnp.sqrt(2 * max_kl / jnp.where(usable, curvature, 1)), 0)
@@ -113,10 +113,10 @@ def trust_region(
 
         start = (jnp.zeros((), jnp.int32), jnp.zeros((), bool), *jax.tree.map(jnp.zeros_like, (largest, largest)))
         *_, fraction, kl = jax.lax.while_loop(lambda c: ~c[1] & (c[0] < max_trials), trial, start)
-        updates = jax.tree.map(
+        moves = jax.tree.map(
             lambda p, s: jnp.where(fraction > 0, -fraction * largest * s, 0).astype(p.dtype), params, direction
         )
-        return updates, TrustRegionState(fraction, kl)
+        return moves, TrustRegionState(fraction, kl)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
