@@ -103,6 +103,17 @@ def fields(result: dict[str, Any]) -> Iterator[Verdict]:
     yield "fields: at least 16 images", result["config"]["num_tasks"] >= 16
 
 
+def navigation(result: dict[str, Any]) -> Iterator[Verdict]:
+    """The returns of the MAML paper's table after 1, 2 and 3 steps, in a quarter of an hour."""
+    (rows,) = result["settings"].values()
+    for step, bar in ((1, -11.7), (2, -3.4), (3, -3.3)):
+        found = rows["MAML"]["mean"][step]
+        yield f"navigation: MAML's return after {step} steps is at least {bar} (measured: {found:.3g})", found >= bar
+    yield "navigation: at least 40 goals", result["config"]["num_tasks"] >= 40
+    minutes = sum(row["seconds"] for row in result["training"].values()) / 60
+    yield f"navigation: at most 15 minutes of training (measured: {minutes:.3g})", minutes <= 15
+
+
 CHECKS = {
     "speed/meta_step.json": speed,
     "speed/meta_step_pieces.json": pieces,
@@ -110,6 +121,7 @@ CHECKS = {
     "adaptation/step_counts_sinusoid.json": sinusoids,
     "adaptation/step_counts_omniglot.json": omniglot,
     "adaptation/step_counts_fields.json": fields,
+    "adaptation/step_counts_navigation.json": navigation,
 }
 
 

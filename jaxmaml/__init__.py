@@ -3,6 +3,7 @@
 from jaxmaml import metrics as metrics
 from jaxmaml import nn as nn
 from jaxmaml import objectives as objectives
+from jaxmaml import rl as rl
 from jaxmaml import rules as rules
 from jaxmaml import starts as starts
 from jaxmaml import supports as supports

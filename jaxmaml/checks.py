@@ -226,6 +226,12 @@ def like(name: str, value: PyTree, expected: PyTree, sizes: bool = True) -> None
         raise ValueError(f"`{name}` must be like the parameters, {theirs}; got {ours}.")
 
 
+def same_shape(name: str, value: Any, expected: Any) -> None:
+    """`value` must be an array of the shape of `expected`."""
+    if jnp.shape(value) != jnp.shape(expected):
+        raise ValueError(f"`{name}` must have shape {jnp.shape(expected)}, got {jnp.shape(value)}.")
+
+
 def _kind(value: Any) -> str:
     return type(value).__name__
 

@@ -13,6 +13,7 @@ from nbclient import NotebookClient
 
 import jaxmaml
 from benchmarks import calibration, differential, memory, precision, report
+from benchmarks.adaptation import navigation_report
 from benchmarks.common import reporting
 from benchmarks.fields import comparison
 from benchmarks.speed import tables
@@ -65,6 +66,13 @@ def test_the_field_tables_are_the_committed_results():
     for path in sorted((RESULTS / "adaptation").glob("step_counts_fields*.json")):
         assert comparison.markdown(json.loads(path.read_text())) in README
         assert path.with_suffix(".png").exists()
+
+
+def test_the_navigation_table_is_the_committed_result():
+    table = navigation_report.markdown(json.loads((RESULTS / "adaptation" / "step_counts_navigation.json").read_text()))
+    for page in ("README.md", "benchmarks/README.md"):
+        assert table in (REPOSITORY / page).read_text()
+    assert (RESULTS / "adaptation" / "step_counts_navigation.png").exists()
 
 
 def test_the_family_tables_are_the_committed_results():

@@ -35,6 +35,7 @@ ORDER = (
     "learners",
     "training",
     "nn",
+    "rl",
     "tasks",
 )
 # Read from top to bottom, core is the algorithm: each module imports only later ones.

@@ -8,6 +8,7 @@ each image. Begin with `sinusoids`. The package imports the shared modules at th
 
 from jaxmaml.tasks import fields as fields
 from jaxmaml.tasks import image_folders as image_folders
+from jaxmaml.tasks import navigation as navigation
 from jaxmaml.tasks import omniglot as omniglot
 from jaxmaml.tasks import strokes as strokes
 from jaxmaml.tasks.episodes import image_episodes as image_episodes

@@ -10,7 +10,7 @@ import pytest
 
 import jaxmaml
 from benchmarks import step_counts
-from benchmarks.adaptation import families
+from benchmarks.adaptation import families, navigation
 from benchmarks.adaptation.problem import FineTuning
 from benchmarks.common import pretraining, reporting
 from tests import family, problems
@@ -73,6 +73,29 @@ def test_a_small_run_of_algorithms(task, names, tmp_path, capsys, monkeypatch, s
         assert kept["anil"] == rows["anil"]
     with pytest.raises(SystemExit, match="No algorithm 'mamml' for this task; there are maml"):
         step_counts.main(step_counts.Config(task=task, algorithms=("mamml",), **options))
+
+
+@pytest.mark.slow
+def test_a_small_run_of_navigation(tmp_path, capsys, monkeypatch, quick_compiles):
+    recipe = navigation.Recipe(
+        width=4, outer_steps=2, num_tasks=2, num_trajectories=3, test_trajectories=2, horizon=5, rates=(0.01,)
+    )
+    monkeypatch.setattr(navigation, "RECIPE", recipe)
+    result = step_counts.main(step_counts.Config(task="navigation", output_dir=tmp_path, num_tasks=3))
+    assert json.loads((tmp_path / "step_counts_navigation.json").read_text()) == json.loads(json.dumps(result))
+    assert (tmp_path / "step_counts_navigation.png").read_bytes().startswith(b"\x89PNG")
+    (rows,) = result["settings"].values()
+    assert set(rows) == {"MAML", "pretraining", "random policy", "oracle"}
+    assert all(len(row["mean"]) == len(row["ci95"]) == 4 for row in rows.values())
+    assert all(np.isfinite(row["mean"]).all() for row in rows.values())
+    assert "2D navigation: return after k steps, 3 goals" in capsys.readouterr().out
+
+
+def test_the_oracle_walks_straight_to_its_goal():
+    """Three steps of at most 0.1 in each coordinate, and no cost once it is there."""
+    goals = np.array([[0.25, 0.0], [-0.1, 0.05]])
+    found = navigation.straight_line(goals, 10)
+    np.testing.assert_allclose(found, [-(0.15 + 0.05), 0.0], atol=1e-12)
 
 
 def test_every_factory_has_its_row():
