@@ -48,5 +48,6 @@ from jaxmaml.types import MetaInfo as MetaInfo
 from jaxmaml.types import MetaLearner as MetaLearner
 from jaxmaml.types import MetaState as MetaState
 from jaxmaml.types import Task as Task
+from jaxmaml.types import WeightedBatch as WeightedBatch
 
 __version__ = "0.1.0"

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmaml import checks
+from jaxmaml.training import padding
 from jaxmaml.training.samplers import Sampler, as_pytree, check_sampler, threefry
 from jaxmaml.types import LossFn, MetaLearner, MetaState, Task
 
@@ -114,6 +115,7 @@ def evaluate(
         raise TypeError(f"`tasks` must be a jaxmaml.Task or a sampler `key -> Task`, got {type(tasks).__name__}.")
     if not isinstance(loss_fn, Hashable):
         loss_fn = functools.partial(loss_fn)  # Hashable by identity: it works, and is compiled at every call.
+    padding.check_drawn(learner, state, sample, jax.tree.map(lambda leaf: leaf[0], sources), loss_fn)
     return _evaluate(learner, loss_fn, num_inner_steps, chunk_size, state, sources, sample)
 
 

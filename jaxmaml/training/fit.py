@@ -15,13 +15,13 @@ from jaxmaml import checks
 from jaxmaml.metrics import Writer, forget_after
 from jaxmaml.metrics import check as check_writers
 from jaxmaml.training import checkpoints as checkpointing
-from jaxmaml.training import fingerprints, interrupts
+from jaxmaml.training import fingerprints, interrupts, padding
 from jaxmaml.training import validation as validating
 from jaxmaml.training.checkpoints import Checkpoints, Store
 from jaxmaml.training.compiled_steps import draw, take_steps
 from jaxmaml.training.progress import progress_bar
 from jaxmaml.training.run_state import beginning
-from jaxmaml.training.samplers import Sampler, as_pytree, check_sampler
+from jaxmaml.training.samplers import Sampler, as_pytree, check_sampler, threefry
 from jaxmaml.training.validation import Validation
 from jaxmaml.types import MetaInfo, MetaLearner, MetaState
 
@@ -104,7 +104,8 @@ def fit(
         the last finite state.
       Interrupted: After Ctrl-C, at the end of the dispatch; it holds the last state.
       TypeError: If an argument is of the wrong kind or traced, or `sample_task` does not return a `Task`.
-      ValueError: If a count is < 1, or the checkpoint is of another run.
+      ValueError: If a count is < 1, the checkpoint is of another run, or the padding of a `WeightedBatch` changes the
+        loss.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, jaxmaml
@@ -129,6 +130,7 @@ def fit(
     checks.positive_int("num_tasks", num_tasks)
     checks.positive_int("steps_per_dispatch", steps_per_dispatch)
     check_sampler("sample_task", sample_task, key)
+    padding.check_drawn(learner, state, as_pytree(sample_task), threefry(key))
     if on_dispatch is not None:
         checks.function("on_dispatch", on_dispatch)
     if checkpoints is not None:
