@@ -45,8 +45,8 @@ def prototypes(embed: Callable[[PyTree, Any], jax.Array], head: Leaves, scale: f
       scale: The factor `s` of the squared distance. Distances grow with the number of features, so that with many
         features and a scale of 1 the first predictions are overconfident.
     Returns:
-      `(params, support) -> params`, for a support `(inputs, integer labels)`, or a `WeightedBatch`, whose prototypes are
-      weighted means. A class without an example has the origin as its prototype.
+      `(params, support) -> params`, for a support `(inputs, integer labels)`, or a `WeightedBatch`, of which prototypes
+      are weighted means. A class without an example has the origin as its prototype.
     Raises:
       ValueError: If `scale` is not > 0; in use, if the head is not such a pair.
     References:

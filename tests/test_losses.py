@@ -73,7 +73,7 @@ def test_the_accuracy_is_weighted():
 
 
 def test_a_wrong_label_of_positive_weight_is_still_found():
-    loss_fn, w, x, y = classification()
+    loss_fn, w, x, _ = classification()
     assert jnp.isnan(loss_fn(w, padded(x, np.array([0, 3, 1])))[0])
 
 
