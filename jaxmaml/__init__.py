@@ -36,11 +36,12 @@ from jaxmaml.options import Implicit as Implicit
 from jaxmaml.rules import clip_by_global_norm as clip_by_global_norm
 from jaxmaml.training.checkpoints import Checkpoints as Checkpoints
 from jaxmaml.training.checkpoints import restore as restore
+from jaxmaml.training.errors import Interrupted as Interrupted
+from jaxmaml.training.errors import NonFiniteError as NonFiniteError
+from jaxmaml.training.errors import OutOfTasksError as OutOfTasksError
 from jaxmaml.training.evaluation import Curve as Curve
 from jaxmaml.training.evaluation import Evaluation as Evaluation
 from jaxmaml.training.evaluation import evaluate as evaluate
-from jaxmaml.training.fit import Interrupted as Interrupted
-from jaxmaml.training.fit import NonFiniteError as NonFiniteError
 from jaxmaml.training.fit import fit as fit
 from jaxmaml.training.validation import Validation as Validation
 from jaxmaml.types import AdaptTrace as AdaptTrace
@@ -53,5 +54,6 @@ from jaxmaml.types import MetaState as MetaState
 from jaxmaml.types import Spec as Spec
 from jaxmaml.types import Supports as Supports
 from jaxmaml.types import Task as Task
+from jaxmaml.types import WeightedBatch as WeightedBatch
 
 __version__ = "0.1.0"

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmaml.jax_internals import Tracer, explicit_axes, flag
-from jaxmaml.types import InnerRule, LossFn, MetaLearner, MetaState, PyTree, Task
+from jaxmaml.types import InnerRule, LossFn, MetaLearner, MetaState, PyTree, Task, WeightedBatch
 
 
 def positive_int(name: str, value: Any, at_least: int = 1) -> int:
@@ -125,6 +125,35 @@ def batch(name: str, value: Any) -> None:
             raise TypeError(f"`{name}` must be a pytree of arrays, got {_describe(leaf)} at {name}{_path(path)}.")
         if 0 in leaf.shape:
             raise ValueError(f"`{name}` is empty: {name}{_path(path)} has shape {tuple(leaf.shape)}.")
+    if isinstance(value, WeightedBatch):
+        weighted(name, value)
+
+
+def weighted(name: str, value: WeightedBatch) -> None:
+    """Shapes of a `WeightedBatch` must fit, and where its weights are concrete they must be a padding.
+
+    Raises:
+      TypeError: If the weights are not floating point.
+      ValueError: If there is not one weight for each example; if one is negative or not finite, or all are zero.
+    """
+    weights, label = value.weights, f"{name}.weights"
+    if not hasattr(weights, "dtype") or not jnp.issubdtype(weights.dtype, jnp.floating):
+        raise TypeError(f"`{label}` must be a floating-point array, got {_describe(weights)}.")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(value):
+        if not weights.shape or jnp.shape(leaf)[: weights.ndim] != weights.shape:
+            raise ValueError(
+                f"`{label}` must have one weight for each example: it has shape {tuple(weights.shape)}, and "
+                f"{name}{_path(path)} has shape {jnp.shape(leaf)}."
+            )
+    is_concrete = isinstance(weights, (np.ndarray, jax.Array)) and not isinstance(weights, Tracer)
+    if not is_concrete or not getattr(weights, "is_fully_addressable", True):
+        return
+    numbers = np.asarray(weights, np.float64)
+    if not (np.isfinite(numbers) & (numbers >= 0)).all():
+        raise ValueError(f"`{label}` must be finite and non-negative, got {numbers.min()} to {numbers.max()}.")
+    if not (sums := numbers.sum(-1)).all():
+        which = f" for number {int(np.argmin(sums.reshape(-1)))}" if sums.ndim else ""
+        raise ValueError(f"`{label}` must have a positive weight in every batch, but all are zero{which}.")
 
 
 def tasks(value: Any) -> int:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxmaml import checks
-from jaxmaml.types import Batch, LossFn, PyTree
+from jaxmaml.types import Batch, LossFn, PyTree, WeightedBatch
 
 #: `(params, inputs) -> predictions`.
 Apply = Callable[..., Any]
@@ -21,7 +21,8 @@ def mean_squared_error(apply: Apply) -> LossFn:
     Args:
       apply: `(params, inputs) -> predictions`.
     Returns:
-      `loss_fn` for a `Batch` whose targets have the shape of the predictions.
+      `loss_fn` for a `Batch` whose targets have the shape of the predictions, or a `WeightedBatch`, over whose examples
+      the mean is weighted.
     Raises:
       ValueError: In use, if the shapes differ (broadcasting would compare every pair).
     Example:
@@ -32,14 +33,14 @@ def mean_squared_error(apply: Apply) -> LossFn:
     """
     checks.function("apply", apply)
 
-    def loss_fn(params: PyTree, batch: Batch) -> jax.Array:
-        inputs, targets = _inputs_and_targets(batch)
+    def loss_fn(params: PyTree, batch: Batch | WeightedBatch) -> jax.Array:
+        inputs, targets, weights = examples(batch)
         predictions = _array("apply(params, inputs)", apply(params, inputs))
         if predictions.shape != targets.shape:
             raise ValueError(
                 f"`apply` must return predictions of the targets' shape {targets.shape}, got {predictions.shape}."
             )
-        return jnp.mean(jnp.square(predictions - targets))
+        return weighted_mean(jnp.square(predictions - targets), weights)
 
     return loss_fn
 
@@ -83,7 +84,7 @@ def cross_entropy(apply: Apply) -> LossFn:
     Returns:
       `(params, batch) -> (loss, {"accuracy": accuracy})` for a `Batch` whose targets are integer
       labels `[num_examples]` in `[0, num_ways)`; accuracy is a fraction of 1. A label out of range makes the
-      loss and its gradient NaN.
+      loss and its gradient NaN. Of a `WeightedBatch`, both means are weighted, and labels of weight zero may be any.
     Raises:
       ValueError: In use, if logits and labels do not fit; TypeError: if labels are not integers.
     Example:
@@ -95,8 +96,8 @@ def cross_entropy(apply: Apply) -> LossFn:
     """
     checks.function("apply", apply)
 
-    def loss_fn(params: PyTree, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
-        inputs, labels = _inputs_and_targets(batch)
+    def loss_fn(params: PyTree, batch: Batch | WeightedBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        inputs, labels, weights = examples(batch)
         logits = _array("apply(params, inputs)", apply(params, inputs))
         if not jnp.issubdtype(labels.dtype, jnp.integer):
             raise TypeError(f"`targets` must be integer labels, got dtype {labels.dtype}.")
@@ -112,8 +113,8 @@ def cross_entropy(apply: Apply) -> LossFn:
         losses = losses * jnp.where(in_range, 1.0, jnp.nan).astype(losses.dtype)
         # argmax takes a NaN for the largest: a dead model would be right now and then.
         is_right = (jnp.argmax(logits, -1) == labels) & ~jnp.isnan(losses)
-        loss = jnp.mean(losses)
-        return loss, {"accuracy": jnp.mean(is_right, dtype=loss.dtype)}
+        loss = weighted_mean(losses, weights)
+        return loss, {"accuracy": weighted_mean(is_right.astype(loss.dtype), weights)}
 
     return loss_fn
 
@@ -144,10 +145,51 @@ def ensemble(loss_fn: LossFn) -> LossFn:
     return mean_loss
 
 
-def _inputs_and_targets(batch: Any) -> tuple[Any, jax.Array]:
+def weighted_mean(values: jax.Array, weights: jax.Array | None) -> jax.Array:
+    """`sum_i w_i v_i / sum_i w_i` over examples along the first axis, and the plain mean over other axes.
+
+    Without weights it is the plain mean. With a sum of weights of zero it is NaN, as is its gradient.
+    """
+    if weights is None:
+        return jnp.mean(values)
+    # In float32 at least: a count of examples in bfloat16 is not exact.
+    wide = jnp.promote_types(values.dtype, jnp.float32)
+    each = jnp.mean(values.astype(wide), axis=tuple(range(1, values.ndim)))
+    weights = weights.astype(wide)
+    total = jnp.sum(weights)
+    # Where all weights are zero, all values stay, so that the gradient is NaN as well.
+    mean = jnp.sum(weights * jnp.where((weights > 0) | ~(total > 0), each, 0.0)) / total
+    return mean.astype(values.dtype) if jnp.issubdtype(values.dtype, jnp.floating) else mean
+
+
+def without_padding(batch: WeightedBatch) -> WeightedBatch:
+    """`batch` with the contents of its first real example in those of weight zero.
+
+    Whatever is computed of them is then as finite as for the real ones, so that a weight of zero removes it from
+    values and from gradients; zero times NaN would not.
+    """
+    is_real = batch.weights > 0
+    first = jnp.argmax(is_real)
+
+    def fill(leaf):
+        return jnp.where(is_real.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, leaf[first][None])
+
+    return batch._replace(inputs=jax.tree.map(fill, batch.inputs), targets=jax.tree.map(fill, batch.targets))
+
+
+def examples(batch: Any) -> tuple[Any, jax.Array, jax.Array | None]:
+    """Inputs and targets, and the weights of a `WeightedBatch`, whose padding is replaced; `None` without weights."""
+    if isinstance(batch, WeightedBatch):
+        checks.weighted("batch", batch)
+        if batch.weights.ndim != 1:
+            raise ValueError(f"`batch.weights` must be [num_examples], got shape {tuple(batch.weights.shape)}.")
+        return without_padding(batch)
     if not isinstance(batch, tuple) or len(batch) != 2:
-        raise TypeError(f"`batch` must be (inputs, targets), such as a jaxmaml.Batch, got {type(batch).__name__}.")
-    return batch[0], _array("targets", batch[1])
+        raise TypeError(
+            "`batch` must be (inputs, targets), such as a jaxmaml.Batch, or a jaxmaml.WeightedBatch, got "
+            f"{type(batch).__name__}."
+        )
+    return batch[0], _array("targets", batch[1]), None
 
 
 def _array(name: str, value: Any) -> jax.Array:

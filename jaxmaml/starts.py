@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmaml import checks, parameter_selection
+from jaxmaml.losses import examples
 from jaxmaml.parameter_selection import Leaves
 from jaxmaml.types import PyTree
 
@@ -128,8 +129,8 @@ def prototypes(embed: Callable[[PyTree, Any], jax.Array], head: Leaves, scale: f
       scale: The factor `s` of the squared distance. Distances grow with the number of features, so that with many
         features and a scale of 1 the first predictions are overconfident.
     Returns:
-      `(params, support) -> params`, for a support `(inputs, integer labels)`. A class without an example has the
-      origin as its prototype.
+      `(params, support) -> params`, for a support `(inputs, integer labels)`, or a `WeightedBatch`, of which prototypes
+      are weighted means. A class without an example has the origin as its prototype.
     Raises:
       ValueError: If `scale` is not > 0; in use, if the head is not such a pair.
     References:
@@ -140,7 +141,7 @@ def prototypes(embed: Callable[[PyTree, Any], jax.Array], head: Leaves, scale: f
     checks.positive("scale", scale)
 
     def start(params, support):
-        inputs, labels = support
+        inputs, labels, weights = examples(support)
         features = embed(params, inputs)
         mask = parameter_selection.select(params, head, "head")
         shapes = sorted((leaf.shape for leaf in jax.tree.leaves(parameter_selection.split(params, mask)[0])), key=len)
@@ -149,7 +150,10 @@ def prototypes(embed: Callable[[PyTree, Any], jax.Array], head: Leaves, scale: f
                 f"`head` must be a kernel [{features.shape[-1]}, num_ways] and a bias [num_ways], got shapes {shapes}."
             )
         members = jax.nn.one_hot(labels, shapes[0][0], dtype=features.dtype)
-        counts = jnp.maximum(jnp.sum(members, 0), 1.0)
+        if weights is not None:
+            members = members * weights.astype(features.dtype)[:, None]
+        counts = jnp.sum(members, 0)
+        counts = jnp.where(counts > 0, counts, 1.0)
         centres = members.T @ features / counts[:, None]
         new = {2: 2.0 * scale * centres.T, 1: -scale * jnp.sum(jnp.square(centres), -1)}
         return jax.tree.map(lambda m, leaf: new[leaf.ndim].astype(leaf.dtype) if m else leaf, mask, params)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxmaml import checks, keys
-from jaxmaml.types import COLLECTED_BATCH, PyTree, Supports
+from jaxmaml.types import COLLECTED_BATCH, PyTree, Supports, WeightedBatch
 
 
 class Keyed(NamedTuple):
@@ -37,7 +37,8 @@ def whole() -> Supports:
 def minibatches(size: int) -> Supports:
     """Build minibatches: consecutive batches of random permutations of the examples.
 
-    Every example is seen once before any is seen again. The permutations are drawn once for each task, in `plan`.
+    Every example is seen once before any is seen again. The permutations are drawn once for each task, in `plan`. Of a
+    `WeightedBatch`, only the examples of positive weight are drawn.
 
     Args:
       size: The number of examples in a batch; at most the number of examples.
@@ -63,6 +64,8 @@ def minibatches(size: int) -> Supports:
         num_examples = checks.num_examples("`supports.minibatches`", data)
         if size > num_examples:
             raise ValueError(f"`size` of `supports.minibatches` is {size}, but the data has {num_examples} examples.")
+        if isinstance(data, WeightedBatch):
+            return _real_rows(data.weights, num_steps * size, key).reshape(num_steps, size)
         rounds = jax.random.split(key, max(1, math.ceil(num_steps * size / num_examples)))
         order = jax.vmap(lambda key: jax.random.permutation(key, num_examples))(rounds).reshape(-1)
         return order[: num_steps * size].reshape(num_steps, size)
@@ -71,6 +74,16 @@ def minibatches(size: int) -> Supports:
         return jax.tree.map(lambda leaf: jnp.take(leaf, order[step], axis=0), data)
 
     return Supports(plan, at)
+
+
+def _real_rows(weights: jax.Array, count: int, key: chex.PRNGKey) -> jax.Array:
+    """`count` rows of positive weight, by permutations one after the other; their number is known in the run only."""
+    is_real = weights > 0
+    num_real = jnp.maximum(jnp.sum(is_real), 1)
+    # One permutation for each draw is enough even where a single row is real.
+    scores = jnp.where(is_real[None], jax.random.uniform(key, (count, weights.shape[0])), 2.0)
+    position = jnp.arange(count)
+    return jnp.argsort(scores, axis=1)[position // num_real, position % num_real]
 
 
 def stream() -> Supports:

@@ -29,6 +29,34 @@ class Batch(NamedTuple):
     targets: jax.Array
 
 
+class WeightedBatch(NamedTuple):
+    r"""Labelled examples with weights, of which zeros mark padding: tasks of different sizes become of one shape.
+
+    The library's losses take the weighted mean `sum_i w_i l_i / sum_i w_i` over the examples `i` with weights `w` and
+    losses `l`, in which the contents of examples of weight zero have no effect, even if they are NaN or labels out of
+    range. A loss of your own has to do so itself; `fit` and `evaluate` refuse one whose value padding changes, and also
+    models that normalise by statistics of the batch.
+
+    Attributes:
+      inputs: Array `[num_examples, ...]`, or a pytree of them.
+      targets: Array `[num_examples, ...]`; integer class labels or regression targets.
+      weights: Floating-point array `[num_examples]`: 0 for padding, and any non-negative number otherwise, of which at
+        least one is positive. Where they are traced, so that this cannot be checked, a batch of zeros has a loss of
+        NaN.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxmaml
+      >>> loss_fn = jaxmaml.mean_squared_error(lambda w, x: w * x)
+      >>> x, y = jnp.array([1.0, 2.0, jnp.nan]), jnp.array([1.0, 3.0, 0.0])
+      >>> float(loss_fn(2.0, jaxmaml.WeightedBatch(x, y, weights=jnp.array([1.0, 3.0, 0.0]))))
+      1.0
+    """
+
+    inputs: Any
+    targets: jax.Array
+    weights: jax.Array
+
+
 class Task(NamedTuple):
     """A task: a support batch to adapt on, and a query batch on which the adapted parameters are evaluated.
 

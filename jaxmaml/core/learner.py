@@ -69,7 +69,7 @@ def make_learner(
             _check_learns(options)
         params = parameter_selection.with_steps(params, per_step, training_steps)
         packed = _pack(params, rule_params)
-        check_usable("outer_optimizer", outer_optimizer, packed, ("value",), differentiated=False)
+        check_usable("outer_optimizer", outer_optimizer, packed, _GIVEN_TO_OUTER, differentiated=False)
         return MetaState(
             step=jnp.zeros((), jnp.int32), params=params, rule_params=rule_params, opt_state=outer.init(packed)
         )
@@ -139,6 +139,8 @@ _NOT_THROUGH_THE_RULE = (objectives.displacement, objectives.before_adaptation)
 _OF_STARTS = ("params", "support", "key")
 # The arguments of an inner rule beside gradient, state and parameters.
 _GIVEN_TO_RULES = ("value", "grad", "value_fn")
+# Those of an outer optimizer; `kl_fn` only where the loss has a divergence.
+_GIVEN_TO_OUTER = ("value", "value_fn", "kl_fn")
 
 
 def _nothing(fast_params):

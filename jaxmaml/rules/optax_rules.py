@@ -49,7 +49,8 @@ def check_usable(
       name: The name of the caller's argument, for error messages.
       transform: The transformation, which is traced on shapes only.
       params: The parameters whose gradients it would transform.
-      given: The names of its arguments beside gradients, state and parameters: `"value"`, `"grad"`, `"value_fn"`.
+      given: The names of its arguments beside gradients, state and parameters: `"value"`, `"grad"`, `"value_fn"`,
+        `"kl_fn"`.
       differentiated: Whether its update is differentiated in reverse mode.
     Raises:
       TypeError: If it cannot be initialised, updated or, with `differentiated`, differentiated.
@@ -58,7 +59,7 @@ def check_usable(
 
     def tried(params):
         zero = jnp.zeros(())
-        extra = {"value": zero, "grad": params, "value_fn": lambda p: zero}
+        extra = {"value": zero, "grad": params, "value_fn": lambda p: zero, "kl_fn": lambda p: zero}
         state = transform.init(params)
 
         def updates(grads):

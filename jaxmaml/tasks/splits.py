@@ -12,10 +12,12 @@ class ImageClasses(NamedTuple):
     Attributes:
       images: uint8 `[num_classes, images_per_class, height, width, channels]`.
       names: Name of each class.
+      counts: The number of images of each class, where these differ; the rest of its images is padding.
     """
 
     images: np.ndarray
     names: tuple[str, ...]
+    counts: tuple[int, ...] | None = None
 
 
 class Splits(NamedTuple):
@@ -34,10 +36,11 @@ def image_classes(images: np.ndarray, labels: np.ndarray, names: Sequence[str] |
       labels: Integers `[num_images]`, not necessarily consecutive; classes are sorted by label.
       names: The names of the classes, indexed by label; the labels themselves by default.
     Returns:
-      `ImageClasses`.
+      `ImageClasses`; where classes have different numbers of images, padded with zeros to the largest, and with
+      `counts`.
     Raises:
-      ValueError: If shapes do not fit, or classes have different numbers of images. TypeError: If the images are
-        not uint8 or the labels not integers.
+      ValueError: If shapes do not fit, or there are no images. TypeError: If the images are not uint8 or the labels not
+        integers.
     Example:
       >>> import numpy as np, jaxmaml
       >>> images = np.arange(4, dtype=np.uint8).reshape(4, 1, 1, 1)
@@ -54,8 +57,11 @@ def image_classes(images: np.ndarray, labels: np.ndarray, names: Sequence[str] |
             f"{images.shape} and {labels.shape}."
         )
     found, counts = np.unique(labels, return_counts=True)
-    if len(set(counts.tolist())) != 1:
-        numbers = "none" if not counts.size else f"from {counts.min()} to {counts.max()}"
-        raise ValueError(f"Every class must have equally many images, got {numbers}.")
-    grouped = images[np.argsort(labels, kind="stable")].reshape(len(found), counts[0], *images.shape[1:])
-    return ImageClasses(grouped, tuple(str(label if names is None else names[label]) for label in found))
+    if not counts.size:
+        raise ValueError("`images` must have at least one image, got none.")
+    parts = np.split(images[np.argsort(labels, kind="stable")], np.cumsum(counts)[:-1])
+    grouped = np.zeros((len(found), counts.max(), *images.shape[1:]), np.uint8)
+    for place, part in zip(grouped, parts, strict=True):
+        place[: len(part)] = part
+    names = tuple(str(label if names is None else names[label]) for label in found)
+    return ImageClasses(grouped, names, None if counts.min() == counts.max() else tuple(counts.tolist()))

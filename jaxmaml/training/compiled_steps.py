@@ -1,6 +1,8 @@
 """A dispatch: one compiled call that takes several outer steps and draws their tasks."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
@@ -35,7 +37,23 @@ def take_steps(
       `(state, (metrics, is_finite))`: the last finite state, and arrays with a row for each step, of which the first
       `count` are valid. `is_finite[i]` says whether steps `0 ... i` were all finite.
     """
-    draw_step = functools.partial(draw, sample_task, key, num_tasks)
+    return _loop(learner, state, functools.partial(draw, sample_task, key, num_tasks), capacity, count)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3), donate_argnums=1)
+def take_batches(
+    learner: MetaLearner, state: MetaState, stacked: Task, capacity: int, count: int
+) -> tuple[MetaState, tuple[MetaInfo, jax.Array]]:
+    """As `take_steps`, on batches of tasks that are stacked along a leading axis, the first for `state.step`."""
+    begin = state.step
+
+    def batch_of(step):
+        return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, step - begin, keepdims=False), stacked)
+
+    return _loop(learner, state, batch_of, capacity, count)
+
+
+def _loop(learner: MetaLearner, state: MetaState, draw_step: Callable[[Any], Task], capacity: int, count: int):
     begin = state.step
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(draw_step, begin))
 

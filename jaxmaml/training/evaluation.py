@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxmaml import checks, keys, supports
 from jaxmaml.execution.task_axis import map_tasks
+from jaxmaml.training import padding
 from jaxmaml.training.samplers import Sampler, as_pytree, check_sampler
 from jaxmaml.types import LossFn, MetaLearner, MetaState, Task
 
@@ -131,6 +132,7 @@ def evaluate(
         key = jax.random.split(jax.random.fold_in(keys.threefry(key), count), count)
     if not isinstance(loss_fn, Hashable):
         loss_fn = functools.partial(loss_fn)  # Hashable by identity: it works, and is compiled at every call.
+    padding.check_drawn(learner, state, sample, jax.tree.map(lambda leaf: leaf[0], sources), loss_fn)
     return _evaluate(learner, loss_fn, num_inner_steps, chunk_size, state, sources, key, sample)
 
 

@@ -19,53 +19,23 @@ from jaxmaml.training import checkpoints as checkpointing
 from jaxmaml.training import fingerprints, interrupts
 from jaxmaml.training import validation as validating
 from jaxmaml.training.checkpoints import Checkpoints, Store
-from jaxmaml.training.compiled_steps import draw, take_steps
+from jaxmaml.training.errors import Interrupted, NonFiniteError, OutOfTasksError
 from jaxmaml.training.progress import progress_bar
 from jaxmaml.training.run_state import beginning
-from jaxmaml.training.samplers import Sampler, as_pytree, check_sampler
+from jaxmaml.training.samplers import Sampler
+from jaxmaml.training.sources import Batches, Fed, RanOutError, Sampled, source_of
 from jaxmaml.training.validation import Validation
 from jaxmaml.types import MetaInfo, MetaLearner, MetaState
-
-
-class _Stopped(BaseException):
-    def __init__(self, message: str, state: MetaState, history: MetaInfo):
-        super().__init__(message)
-        self.state = state
-        self.history = history
-
-
-class NonFiniteError(_Stopped, FloatingPointError):
-    """A loss, the meta-gradient or the new state was not finite; training stopped before that step.
-
-    The query and support losses, the norm of the meta-gradient and everything in the state are checked: the parameters,
-    the meta-learned parameters of the inner rule and the outer optimizer's state.
-
-    Attributes:
-      state: The last finite state.
-      history: Metrics up to and including the step that failed.
-    """
-
-
-class Interrupted(_Stopped, KeyboardInterrupt):
-    """Training was interrupted (Ctrl-C, a notebook's stop button), and stopped after the current dispatch.
-
-    In a notebook, `sys.last_value.state` is the state; a program can catch this error as a `KeyboardInterrupt`. A
-    second interrupt stops immediately, with a plain `KeyboardInterrupt` that has no state.
-
-    Attributes:
-      state: The last state.
-      history: Metrics of the steps that led to it.
-    """
 
 
 def fit(
     learner: MetaLearner,
     state: MetaState,
-    sample_task: Sampler,
-    key: chex.PRNGKey,
+    sample_task: Sampler | Batches,
+    key: chex.PRNGKey | None = None,
     *,
     num_steps: int,
-    num_tasks: int,
+    num_tasks: int | None = None,
     steps_per_dispatch: int = 100,
     progress: bool = True,
     on_dispatch: Callable[[MetaState, MetaInfo], None] | None = None,
@@ -84,9 +54,10 @@ def fit(
       state: The state to start from: `learner.init(params)`, or a state from an earlier call.
       sample_task: `key -> Task`. A sampler that holds large arrays should be a pytree, as
         `jaxmaml.tasks.image_episodes` returns, so that they are arguments of the compiled call and not constants in it.
-      key: The PRNG key from which all tasks are drawn.
+        Or `jaxmaml.tasks.Batches(open)`, batches of tasks from outside of the device.
+      key: The PRNG key from which all tasks are drawn; not for `Batches`.
       num_steps: The number of outer steps to take.
-      num_tasks: The number of tasks in an outer step (the meta-batch).
+      num_tasks: The number of tasks in an outer step (the meta-batch); not for `Batches`.
       steps_per_dispatch: The number of outer steps in a dispatch; increase it for very cheap steps.
       progress: Whether to show steps, speed, remaining time and the last loss on a terminal.
       on_dispatch: Called as `on_dispatch(state, history)` after each dispatch, with the history of its steps.
@@ -103,9 +74,11 @@ def fit(
     Raises:
       NonFiniteError: If a query or support loss, the meta-gradient or the state after a step is not finite; it holds
         the last finite state.
+      OutOfTasksError: If `Batches` end before the last step, a `ValueError`; it holds the last state.
       Interrupted: After Ctrl-C, at the end of the dispatch; it holds the last state.
       TypeError: If an argument is of the wrong kind or traced, or `sample_task` does not return a `Task`.
-      ValueError: If a count is < 1, or the checkpoint is of another run.
+      ValueError: If a count is < 1, the checkpoint is of another run, or the padding of a `WeightedBatch` changes the
+        loss.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, jaxmaml
@@ -127,9 +100,9 @@ def fit(
     checks.not_traced("state", state)
     checks.not_traced("key", key)
     checks.positive_int("num_steps", num_steps)
-    checks.positive_int("num_tasks", num_tasks)
     checks.positive_int("steps_per_dispatch", steps_per_dispatch)
-    check_sampler("sample_task", sample_task, key)
+    source = source_of(sample_task, key, num_tasks)
+    source.check(learner, state)
     if on_dispatch is not None:
         checks.function("on_dispatch", on_dispatch)
     if checkpoints is not None:
@@ -137,10 +110,9 @@ def fit(
     if validation is not None:
         validating.check(validation, learner, state)
     writers = check_writers(metrics)
-    sample_task = as_pytree(sample_task)
     end = int(state.step) + num_steps
     # Each dispatch donates its input state, so that the caller's state is copied first.
-    run = beginning(_copy(state), key)
+    run = beginning(_copy(state), source.key)
     histories: list[MetaInfo] = []
 
     def report(values: dict[str, float]) -> None:
@@ -150,18 +122,19 @@ def fit(
     with contextlib.ExitStack() as stack:
         store = None
         if checkpoints is not None:
-            made_by = _made_by(learner, state, sample_task, key, num_tasks, validation)
+            made_by = _made_by(learner, state, source, validation)
             store = stack.enter_context(Store(checkpoints, state, made_by))
             run = store.latest(run)
             if store.goes_on:
                 forget_after(writers, int(run.state.step))
         was_interrupted = stack.enter_context(interrupts.deferred())
         advance = stack.enter_context(progress_bar(int(run.state.step), end, enabled=progress))
+        begin = end if validating.is_over(validation, run) else int(run.state.step)
+        take = stack.enter_context(source.dispatches(learner, begin, end, steps_per_dispatch))
         try:
             while (first := int(run.state.step)) < end and not validating.is_over(validation, run):
                 began = time.perf_counter()
-                count = min(steps_per_dispatch, end - first)
-                new, taken = take_steps(learner, run.state, sample_task, key, steps_per_dispatch, num_tasks, count)
+                count, new, taken = take(run.state, min(steps_per_dispatch, end - first))
                 run = run._replace(state=new)
                 history, is_finite = _first(count, jax.device_get(taken))
                 histories.append(history)
@@ -184,12 +157,14 @@ def fit(
                         run.state,
                         _joined(histories),
                     )
+        except RanOutError as error:
+            raise OutOfTasksError(str(error), run.state, _joined(histories) if histories else ()) from None
         finally:
             # Whether an early stop, an error or an interrupt has ended the run, its last state is saved.
             if store is not None:
                 store.save(run)
     last = run.state if validation is None else run.result()
-    return last, _joined(histories or [_no_history(learner, run.state, sample_task, key, num_tasks)])
+    return last, _joined(histories or [_no_history(learner, run.state, source)])
 
 
 def _is_due(every: int, begin: int, step: int, end: int) -> bool:
@@ -215,27 +190,25 @@ def _mean(values: Any) -> float:
     return float(np.mean(values, dtype=np.float64))
 
 
-def _made_by(learner, state, sample_task, key, num_tasks, validation) -> dict[str, str | None]:
+def _made_by(learner, state, source: Sampled | Fed, validation) -> dict[str, str | None]:
     """The fingerprints of this run, for its checkpoints."""
-
-    def tasks_of(key):
-        return draw(sample_task, key, num_tasks, 0)
-
+    tasks_of = source.tasks
     evaluated = None if validation is None else functools.partial(validating.evaluated, learner, validation)
+    of = fingerprints.of_program
     # Another number of devices, or of tasks at once, changes no result beyond rounding: a run may go on elsewhere.
     alike = learner if learner.spec is None else learner.spec.replace(mesh=None, chunk_size=None)
     return {
         "configuration": None if learner.spec is None else json.dumps(learner.spec.described()),
-        "program": fingerprints.of_program(alike.update, state, jax.eval_shape(tasks_of, key)),
-        "tasks": fingerprints.of_program(tasks_of, key),
+        "program": None if tasks_of is None else of(alike.update, state, jax.eval_shape(tasks_of, source.key)),
+        "tasks": None if tasks_of is None else of(tasks_of, source.key),
         "start": fingerprints.of_arrays(state),
-        "validation": None if evaluated is None else fingerprints.of_program(evaluated, state),
+        "validation": None if evaluated is None else of(evaluated, state),
     }
 
 
-def _no_history(learner, state, sample_task, key, num_tasks) -> MetaInfo:
+def _no_history(learner, state, source: Sampled | Fed) -> MetaInfo:
     """The history of a call that takes no step, because the run had ended before."""
-    shapes = jax.eval_shape(lambda s: take_steps(learner, s, sample_task, key, 1, num_tasks, 1)[1][0], state)
+    shapes = source.no_history(learner, state)
     return jax.tree.map(lambda leaf: np.zeros((0, *leaf.shape[1:]), leaf.dtype), shapes)
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxmaml
 from jaxmaml.tasks import image_episodes
 from jaxmaml.tasks.episodes import _distinct
 
@@ -92,7 +93,7 @@ def test_all_classes_and_all_images_can_be_used(images):
 
 
 def test_distinct_is_uniform_over_ordered_pairs():
-    pairs = jax.vmap(lambda key: _distinct(key, 4, 2))(jax.random.split(jax.random.key(1), 12_000))
+    pairs = jax.vmap(lambda key: _distinct(key, 4, 2, 4))(jax.random.split(jax.random.key(1), 12_000))
     counts = collections.Counter(map(tuple, np.asarray(pairs).tolist()))
     assert len(counts) == 12
     assert max(abs(c - 1000) for c in counts.values()) < 5 * np.sqrt(1000)
@@ -105,3 +106,29 @@ def test_the_same_key_is_equal_to_the_bit_under_scan(images):
     for index in range(5):
         np.testing.assert_array_equal(sample(keys[index]).query.inputs, scanned.query.inputs[index])
     assert jnp.issubdtype(scanned.query.targets.dtype, jnp.integer)
+
+
+def test_classes_of_different_sizes_show_real_images_alone(images):
+    counts = [5, 7, 6] * 4
+    rows = [(image, label) for label in range(NUM_CLASSES) for image in images[label, : counts[label]]]
+    stack, labels = np.stack([image for image, _ in rows]), np.array([label for _, label in rows])
+    classes = jaxmaml.tasks.image_classes(stack, labels)
+    assert classes.counts == tuple(counts)
+    tasks = draw(classes, count=2000)
+    for support, query in zip(read(tasks.support), read(tasks.query), strict=True):
+        drawn = [tuple(pixels) for pixels in np.concatenate([support, query])[:, 0].tolist()]
+        assert len(set(drawn)) == len(drawn)
+        assert all(number < counts[label] for label, number in drawn)
+    both = np.concatenate([read(batch)[:, :, 0].reshape(-1, 2) for batch in tasks])
+    for label, count in enumerate(counts):
+        found = np.bincount(both[both[:, 0] == label, 1], minlength=count)
+        assert np.abs(found / found.sum() - 1 / count).max() < 0.03
+    with pytest.raises(ValueError, match=r"at most the images of a class, 5, got 3 \+ 3"):
+        draw(classes, num_shots=3, num_queries=3)
+
+
+def test_the_draws_of_equal_sizes_do_not_change():
+    """Checkpoints and published results depend on them; a traced size draws the same."""
+    expected = _distinct(jax.random.key(3), 20, 4, 20)
+    np.testing.assert_array_equal(expected, jax.jit(lambda size: _distinct(jax.random.key(3), size, 4, 20))(20))
+    np.testing.assert_array_equal(expected, _distinct(jax.random.key(3), 20, 4, 30))

@@ -264,8 +264,12 @@ def test_labelled_arrays():
     assert classes.images.shape == (2, 3, 1, 2, 1)
     assert classes.images[0, :, 0, 0, 0].tolist() == [2, 6, 10]
     assert classes.names == ("a", "b")
-    with pytest.raises(ValueError, match="equally many images, got from 1 to 2"):
-        jaxmaml.tasks.image_classes(images[:3], np.array([0, 0, 1]))
+    assert classes.counts is None
+    unequal = jaxmaml.tasks.image_classes(images[:3], np.array([1, 0, 1]))
+    assert unequal.images[..., 0, 0, 0].tolist() == [[2, 0], [0, 4]]
+    assert unequal.counts == (1, 2)
+    with pytest.raises(ValueError, match="at least one image"):
+        jaxmaml.tasks.image_classes(images[:0], np.zeros(0, int))
     with pytest.raises(TypeError, match="must be uint8"):
         jaxmaml.tasks.image_classes(images.astype(float), np.zeros(6, int))
     with pytest.raises(ValueError, match="with a label each"):
