@@ -1,8 +1,8 @@
 """Task families, `sample(key) -> Task` on the device, and the data sets behind them.
 
-`sinusoids`, `episodes` and the package `fields` are the families; `omniglot`, `image_folders` and `strokes` read or
-draw image classes, with `files`, `images` and `splits` as their parts; `inductive` passes the support set along with
-each image. Begin with `sinusoids`. The package imports the shared modules at the top of `jaxmaml`, and
+`sinusoids`, `episodes`, `streams` and the package `fields` are the families; `omniglot`, `image_folders` and `strokes`
+read or draw image classes, with `files`, `images` and `splits` as their parts; `inductive` passes the support set along
+with each image. Begin with `sinusoids`. The package imports the shared modules at the top of `jaxmaml`, and
 `training.progress` and `training.samplers`.
 """
 
@@ -16,3 +16,4 @@ from jaxmaml.tasks.sinusoids import sinusoid as sinusoid
 from jaxmaml.tasks.splits import ImageClasses as ImageClasses
 from jaxmaml.tasks.splits import Splits as Splits
 from jaxmaml.tasks.splits import image_classes as image_classes
+from jaxmaml.tasks.streams import drifting_signals as drifting_signals
