@@ -3,6 +3,7 @@
     python -m benchmarks.step_counts                                        # sinusoids, no data needed
     python -m benchmarks.step_counts --task omniglot --data-dir DATA_DIR    # the real characters
     python -m benchmarks.step_counts --task fields                          # neural fields of random phantoms
+    python -m benchmarks.step_counts --task streams                         # learning drifting signals online
     python -m benchmarks.step_counts --run RUN --data-dir DATA_DIR          # from a reproduced paper's row
     python -m benchmarks.step_counts --algorithms all                       # every algorithm, each by its own rule
 
@@ -28,6 +29,7 @@ from benchmarks.adaptation.curves import draw
 from benchmarks.adaptation.problem import FineTuning, Problem, Setting, Start
 from benchmarks.common import reporting
 from benchmarks.fields import comparison
+from benchmarks.streams import comparison as streams
 from jaxmaml import checks
 
 
@@ -35,7 +37,7 @@ from jaxmaml import checks
 class Config:
     """Compare initial parameters by the gradient steps that a new task needs."""
 
-    task: Literal["sinusoid", "omniglot", "fields"] = "sinusoid"
+    task: Literal["sinusoid", "omniglot", "fields", "streams"] = "sinusoid"
     """Family of tasks. Without a data directory, Omniglot means procedural characters, and fields random phantoms."""
     data_dir: pathlib.Path | None = None
     """Folder with Omniglot's images_background.zip and images_evaluation.zip, or for fields with mini-ImageNet's zips;
@@ -48,9 +50,9 @@ class Config:
     seed: int = 0
     """Of everything that is drawn."""
     num_tasks: int = 0
-    """New tasks to adapt to; 0 means the task's own number, 600, or 20 fields."""
+    """New tasks to adapt to; 0 means the task's own number, 600, or 20 fields, or 200 streams."""
     num_steps: int = 0
-    """Gradient steps on each; 0 means the task's own number, 10, or 1000 for fields."""
+    """Gradient steps on each; 0 means the task's own number, 10, or 1000 for fields, or 16 for streams."""
     outer_steps: int | None = None
     """Training steps of each start; the recipe's own by default."""
     algorithms: tuple[str, ...] = ()
@@ -64,6 +66,8 @@ def main(config: Config) -> dict[str, Any]:
     train_key, valid_key, test_key = jax.random.split(jax.random.key(config.seed), 3)
     if config.task == "fields":
         return comparison.compare(dataclasses.asdict(config), plain(config), console)
+    if config.task == "streams":
+        return streams.compare(dataclasses.asdict(config), plain(config), console)
     config = dataclasses.replace(config, num_tasks=config.num_tasks or 600, num_steps=config.num_steps or 10)
     problem = make_problem(config, train_key)
     if config.algorithms:
