@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import linen
+from flax.linen import dtypes
 
 from jaxmaml import checks
 
@@ -56,7 +57,7 @@ class GRU(linen.Module):
         if x.ndim < 2:
             raise ValueError(f"`inputs` of nn.GRU must be [..., time, inputs], got shape {x.shape}.")
         inputs = x.shape[-1]
-        x, input_kernel, bias, gate_kernel, candidate_kernel = linen.dtypes.promote_dtype(
+        x, input_kernel, bias, gate_kernel, candidate_kernel = dtypes.promote_dtype(
             x,
             self.param("input_kernel", linen.initializers.lecun_normal(), (inputs, 3 * size)),
             self.param("bias", linen.initializers.zeros, (3 * size,)),
