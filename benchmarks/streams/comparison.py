@@ -44,15 +44,23 @@ def compare(options: dict[str, Any], config: dict[str, Any], console: rich.conso
     starts, training = train_all(model, loss_fn, train_key, outer_steps)
     score = scorer(loss_fn, num_chunks)
     rows: dict[str, Any] = {}
+    curves: dict[str, jaxmaml.Curve] = {}
     for name, params in starts.items():
         with console.status(f"rates on validation streams: {name}"):
             valid = {rate: score(params, rate, valid_key, min(VALID_STREAMS, num_streams)) for rate in RATES}
         means = {rate: float(np.mean(curve.mean)) for rate, curve in valid.items()}
         rate = min(means, key=lambda rate: means[rate] if np.isfinite(means[rate]) else np.inf)
-        rows[name] = described(score(params, rate, test_key, num_streams), rate)
+        curves[name] = score(params, rate, test_key, num_streams)
+        rows[name] = described(curves[name], rate)
         rows[name]["validation"] = dict(zip(map(str, RATES), reporting.numbers(means.values()), strict=True))
         console.print(f"{name}: rate {rate:g}, mean loss {rows[name]['mean_of_all']:.4f}")
-    rows["pretrained, not adapted"] = described(score(starts["pretrained"], 0.0, test_key, num_streams), 0.0)
+    name = "pretrained, not adapted"
+    curves[name] = score(starts["pretrained"], 0.0, test_key, num_streams)
+    rows[name] = described(curves[name], 0.0)
+    for name, row in rows.items():
+        # On the same streams, of which some are harder for every start.
+        more = np.mean(curves[name].per_task - curves["MAML"].per_task, axis=1)
+        row["more_than_maml"] = reporting.numbers([more.mean(), 1.96 * more.std() / np.sqrt(len(more))])
     result = {
         "benchmark": "step_counts of streams",
         "command": reporting.command_line("benchmarks.step_counts"),
