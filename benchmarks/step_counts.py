@@ -4,6 +4,7 @@
     python -m benchmarks.step_counts --task omniglot --data-dir DATA_DIR    # the real characters
     python -m benchmarks.step_counts --task fields                          # neural fields of random phantoms
     python -m benchmarks.step_counts --task navigation                      # a policy that learns new goals
+    python -m benchmarks.step_counts --task streams                         # learning drifting signals online
     python -m benchmarks.step_counts --run RUN --data-dir DATA_DIR          # from a reproduced paper's row
     python -m benchmarks.step_counts --algorithms all                       # every algorithm, each by its own rule
 
@@ -29,6 +30,7 @@ from benchmarks.adaptation.curves import draw
 from benchmarks.adaptation.problem import FineTuning, Problem, Setting, Start
 from benchmarks.common import reporting
 from benchmarks.fields import comparison
+from benchmarks.streams import comparison as streams
 from jaxmaml import checks
 
 
@@ -36,7 +38,7 @@ from jaxmaml import checks
 class Config:
     """Compare initial parameters by the gradient steps that a new task needs."""
 
-    task: Literal["sinusoid", "omniglot", "fields", "navigation"] = "sinusoid"
+    task: Literal["sinusoid", "omniglot", "fields", "navigation", "streams"] = "sinusoid"
     """Family of tasks. Without a data directory, Omniglot means procedural characters, and fields random phantoms."""
     data_dir: pathlib.Path | None = None
     """Folder with Omniglot's images_background.zip and images_evaluation.zip, or for fields with mini-ImageNet's zips;
@@ -49,9 +51,9 @@ class Config:
     seed: int = 0
     """Of everything that is drawn."""
     num_tasks: int = 0
-    """New tasks to adapt to; 0 means the task's own number, 600, 20 fields or 40 goals of navigation."""
+    """New tasks to adapt to; 0 means the task's own number: 600, 20 fields, 40 goals of navigation or 200 streams."""
     num_steps: int = 0
-    """Gradient steps on each; 0 means the task's own number, 10, 1000 for fields or 3 for navigation."""
+    """Gradient steps on each; 0 means the task's own number: 10, 1000 for fields, 3 for navigation, 16 for streams."""
     outer_steps: int | None = None
     """Training steps of each start; the recipe's own by default."""
     algorithms: tuple[str, ...] = ()
@@ -67,6 +69,8 @@ def main(config: Config) -> dict[str, Any]:
         return comparison.compare(dataclasses.asdict(config), plain(config), console)
     if config.task == "navigation":
         return navigation.compare(dataclasses.asdict(config), console)
+    if config.task == "streams":
+        return streams.compare(dataclasses.asdict(config), plain(config), console)
     config = dataclasses.replace(config, num_tasks=config.num_tasks or 600, num_steps=config.num_steps or 10)
     problem = make_problem(config, train_key)
     if config.algorithms:

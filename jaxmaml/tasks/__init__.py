@@ -1,10 +1,10 @@
 """Task families, `sample(key) -> Task` on the device, and the data sets behind them.
 
-`sinusoids`, `navigation`, `episodes` and the package `fields` are the families; `arrays` makes one of NumPy arrays, and
-`mixtures` makes one of several. `omniglot`, `image_folders` and `strokes` read or draw image classes, with `files`,
-`images` and `splits` as their parts; `inductive` passes the support set along with each image. Begin with `sinusoids`.
-The package imports the shared modules at the top of `jaxmaml`, `rl`, and `training.progress`, `training.samplers` and
-`training.sources`.
+`sinusoids`, `streams`, `navigation`, `episodes` and the package `fields` are the families; `arrays` makes one of NumPy
+arrays, and `mixtures` makes one of several. `omniglot`, `image_folders` and `strokes` read or draw image classes, with
+`files`, `images` and `splits` as their parts; `inductive` passes the support set along with each image. Begin with
+`sinusoids`. The package imports the shared modules at the top of `jaxmaml`, `rl`, and `training.progress`,
+`training.samplers` and `training.sources`.
 """
 
 from jaxmaml.tasks import fields as fields
@@ -21,4 +21,5 @@ from jaxmaml.tasks.sinusoids import sinusoid as sinusoid
 from jaxmaml.tasks.splits import ImageClasses as ImageClasses
 from jaxmaml.tasks.splits import Splits as Splits
 from jaxmaml.tasks.splits import image_classes as image_classes
+from jaxmaml.tasks.streams import drifting_signals as drifting_signals
 from jaxmaml.training.sources import Batches as Batches
