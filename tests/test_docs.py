@@ -17,6 +17,7 @@ from benchmarks.adaptation import navigation_report
 from benchmarks.common import reporting
 from benchmarks.fields import comparison
 from benchmarks.speed import tables
+from benchmarks.streams import comparison as streams
 from tests import test_structure
 from tests.conftest import REPOSITORY
 
@@ -66,6 +67,11 @@ def test_the_field_tables_are_the_committed_results():
     for path in sorted((RESULTS / "adaptation").glob("step_counts_fields*.json")):
         assert comparison.markdown(json.loads(path.read_text())) in README
         assert path.with_suffix(".png").exists()
+
+
+def test_the_stream_table_is_the_committed_result():
+    stored = json.loads((RESULTS / "adaptation" / "step_counts_streams.json").read_text())
+    assert streams.markdown(stored).strip() in README
 
 
 def test_the_navigation_table_is_the_committed_result():
