@@ -83,7 +83,8 @@ def make_inner_loop(loss_fn: Callable[..., Any], rule: InnerRule, options: Optio
             return step_loop.run(step, carry, number)
 
         start, constants = (first, vary(rule.init(rule_params, first), like=support)), (first, frozen, rule_params)
-        of_task = supports.planned(batches, support, num_inner_steps, own.support_plan, own.support)
+        # The body of a loop of no steps is traced too, and asks for the batch of step 0.
+        of_task = supports.planned(batches, support, max(num_inner_steps, 1), own.support_plan, own.support)
         carry, (losses, aux, seen) = steps(start, constants, batches, of_task, 0, num_inner_steps)
         last = watch(carry[0], num_inner_steps)
         seen = jax.tree.map(lambda s, last: jnp.concatenate([s, last[None]]), seen, last)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmaml import checks
+from jaxmaml.rl import least_squares
 from jaxmaml.rl.rollouts import Trajectories, step_weights
 
 #: `(trajectories, returns to go [n, h]) -> values [n, h]`.
@@ -84,18 +85,17 @@ def linear_baseline(regularization: float = 1e-5) -> Baseline:
     checks.positive("regularization", regularization)
 
     def baseline(trajectories: Trajectories, returns: jax.Array) -> jax.Array:
-        features = _features(trajectories.observations, returns.shape)
+        returns = jax.lax.stop_gradient(returns)
+        features = jax.lax.stop_gradient(_features(trajectories.observations, returns.shape))
         # All steps weigh 1 where no trajectory has a weight.
         weights = returns.shape[0] * step_weights(trajectories)
-        # Half precision would not do, and has no decompositions.
-        dtype = jnp.promote_types(returns.dtype, jnp.float32)
+        dtype = jnp.promote_types(returns.dtype, jnp.float32)  # Half precision would not do.
         rows = features.reshape(-1, features.shape[-1]).astype(dtype)
-        scale = jnp.sqrt(weights.reshape(-1).astype(dtype))
-        ridge = jnp.sqrt(jnp.asarray(regularization, dtype)) * jnp.eye(rows.shape[1], dtype=dtype)
-        targets = jnp.concatenate([scale * returns.reshape(-1).astype(dtype), jnp.zeros(rows.shape[1], dtype)])
-        q, r = jnp.linalg.qr(jnp.concatenate([scale[:, None] * rows, ridge]))
-        coefficients = jax.scipy.linalg.solve_triangular(r, q.T @ targets)
-        return jax.lax.stop_gradient((rows @ coefficients).reshape(returns.shape).astype(returns.dtype))
+        scale = jax.lax.stop_gradient(jnp.sqrt(weights.reshape(-1).astype(dtype)))
+        coefficients = least_squares.ridge(
+            scale[:, None] * rows, scale * returns.reshape(-1).astype(dtype), regularization
+        )
+        return (rows @ coefficients).reshape(returns.shape).astype(returns.dtype)
 
     return baseline
 

@@ -19,11 +19,11 @@ def optax_rule(optimizer):
     )
 
 
-def rates_rule():
-    """Meta-SGD: a learned step size for each number; or, with an axis more, for each tensor and inner step."""
+def rates_rule(of_steps=False):
+    """Meta-SGD: a learned step size for each number; or, with `of_steps`, for each tensor and inner step."""
 
     def update(grads, state, fast, rates, step):
-        own = {n: r if r.shape == grads[n].shape else r[min(step, len(r) - 1)] for n, r in rates.items()}
+        own = {n: r[min(step, len(r) - 1)] if of_steps else r for n, r in rates.items()}
         return {n: -own[n] * g for n, g in grads.items()}, state
 
     return (lambda learned, fast: ()), update
@@ -124,13 +124,16 @@ def reptile(loss, rule, num_steps, moving):
     return meta_loss
 
 
-def chaser(loss, rule, num_steps, num_leader_steps, moving, start=lambda params, support: params, first_order=False):
-    """Bayesian MAML's: half the squared distance to a leader that goes on for more steps on support and query."""
+def chaser(loss, rule, num_steps, num_leader_steps, moving, start=lambda *args: args[0], first_order=False):
+    """Bayesian MAML's: half the squared distance to a leader that goes on for more steps on support and query.
+
+    A task may have the key of its start as its third part.
+    """
 
     def meta_loss(params, learned, tasks):
         total = 0.0
-        for support, query in tasks:
-            begin, batches = start(params, support), [support] * num_steps
+        for support, query, *key in tasks:
+            begin, batches = start(params, support, *key), [support] * num_steps
             points, state = path(loss, rule, begin, learned, batches, moving, first_order=first_order)
             both = jax.tree.map(lambda s, q: jnp.concatenate([s, q]), support, query)
             more = [both] * num_leader_steps
@@ -163,7 +166,7 @@ def maml_plus_plus(loss, num_steps, moving, weights, first_order=False):
             for step in range(num_steps):
                 stepped = lambda p, batch, step=step: loss(at(p, step), batch)  # noqa: E731
                 points, state = path(
-                    stepped, rates_rule(), point, learned, [support], moving, state, step, first_order=first_order
+                    stepped, rates_rule(True), point, learned, [support], moving, state, step, first_order=first_order
                 )
                 point = points[-1]
                 total += weights[step] * stepped(point, query)

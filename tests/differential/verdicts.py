@@ -148,7 +148,8 @@ def reference_gradient(program: programs.Program, over_tasks=lambda function: fu
         meta_loss = references.joint_training(loss, start)
     elif program.objective == "chaser":
         pair = references.chaser(loss, rule, steps, 2, moving, start, first_order)
-        meta_loss = lambda params, learned, tasks: pair(params, learned, [task[:2] for task in tasks])  # noqa: E731
+        keyed = lambda task: (*task[:2], batches.of_task("whole", "whole", 0, task)[0])  # noqa: E731
+        meta_loss = lambda params, learned, tasks: pair(params, learned, list(map(keyed, tasks)))  # noqa: E731
     else:
         weights = {
             "last": None,
