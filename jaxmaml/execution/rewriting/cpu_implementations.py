@@ -24,6 +24,9 @@ _RATIO = 4
 _CACHED_SIZE = 1 << 16
 _RESULT_SIZE = 1 << 18
 _FEW_ROWS = 32
+# XLA writes out matmuls of a few numbers itself, and jaxlib 0.10.2 ends the process where the operands of such a matmul
+# are transposed in a branch of a `cond`. Up to 45 multiplications are known to do so; none of these gains.
+_FEW_MULTIPLICATIONS = 512
 
 
 def with_cpu_implementations(function: Callable, one_thread: bool, rewrite: bool = True) -> Callable:
@@ -58,9 +61,11 @@ def _gains(eqn, one_thread: bool) -> bool:
         return False
     if not x_rows or min(x.ndim, y.ndim) == len(first) or eqn.outvars[0].aval.size > _RESULT_SIZE:
         return False
+    num_rows = math.prod(x.shape[axis] for axis in x_rows)
+    if num_rows * math.prod(x.shape[len(first) :]) * math.prod(y.shape[len(first) :]) < _FEW_MULTIPLICATIONS:
+        return False
     wide, narrow = sorted((x.size, y.size), reverse=True)
-    few_rows = math.prod(x.shape[axis] for axis in x_rows) <= _FEW_ROWS
-    return few_rows or (one_thread and (narrow <= _CACHED_SIZE or wide >= _RATIO * narrow))
+    return num_rows <= _FEW_ROWS or (one_thread and (narrow <= _CACHED_SIZE or wide >= _RATIO * narrow))
 
 
 def _matmul(x, y, *, params):

@@ -1,5 +1,9 @@
 """Products are put into the form that is fast, and stay what they are."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +13,6 @@ import pytest
 import jaxmaml
 from jaxmaml.execution.rewriting.cpu_implementations import with_cpu_implementations
 from jaxmaml.jax_internals import jaxprs_in_params
-from tests import problems
 
 
 def num_kernel_gradients(jaxpr):
@@ -38,10 +41,10 @@ def in_a_loop(x, y):
 
 
 @pytest.mark.parametrize("function", [kernel_gradient, in_a_loop])
-@pytest.mark.parametrize(("columns", "other_columns"), [(6, 2), (2, 6), (4, 4)])
+@pytest.mark.parametrize(("columns", "other_columns"), [(24, 8), (8, 24), (16, 16)])
 def test_reordered_matmuls_are_the_same(function, columns, other_columns):
     rng = np.random.default_rng(0)
-    x, y = (jnp.asarray(rng.normal(size=(8, n)), jnp.float32) for n in (columns, other_columns))
+    x, y = (jnp.asarray(rng.normal(size=(16, n)), jnp.float32) for n in (columns, other_columns))
     ours = with_cpu_implementations(function, one_thread=False)
     assert num_kernel_gradients(jax.make_jaxpr(function)(x, y).jaxpr) > 0
     assert num_kernel_gradients(jax.make_jaxpr(ours)(x, y).jaxpr) == 0
@@ -61,6 +64,7 @@ def test_reordered_matmuls_are_the_same(function, columns, other_columns):
         (64, (32, 8), True, True),
         (64, (8, 32), True, True),
         (64, (4096, 128), True, False),  # a result that leaves the cache
+        (4, (8, 8), False, False),  # too small to gain
     ],
 )
 def test_which_matmuls_gain(rows, columns, one_thread, is_reordered):
@@ -70,6 +74,30 @@ def test_which_matmuls_gain(rows, columns, one_thread, is_reordered):
 
 
 def test_an_outer_step_has_them_reordered():
-    params, tasks = problems.mlp_params(), problems.mlp_tasks(2)
-    learner = jaxmaml.maml(problems.mlp_loss, optax.sgd(0.1), optax.sgd(1.0), num_inner_steps=2)
-    assert num_kernel_gradients(jax.make_jaxpr(learner.update)(learner.init(params), tasks).jaxpr) == 0
+    tasks = jaxmaml.Task(*jnp.ones((2, 3, 8, 16)))
+    learner = jaxmaml.maml(
+        lambda w, batch: jnp.mean((batch @ w) ** 2), optax.sgd(0.1), optax.sgd(1.0), num_inner_steps=2
+    )
+    state = learner.init(jnp.ones((16, 8)))
+    assert num_kernel_gradients(jax.make_jaxpr(learner.update)(state, tasks).jaxpr) == 0
+
+
+SMALL = """
+import jax, jax.numpy as jnp, jaxmaml, optax
+def loss_fn(params, batch):
+    hidden = jnp.tanh(batch[0] @ params["w"])
+    return optax.softmax_cross_entropy_with_integer_labels(hidden @ params["v"] + params["b"], batch[1]).mean()
+params = {"w": jnp.ones((4, 4)), "v": jnp.ones((4, 3)), "b": jnp.zeros(3)}
+objective = jaxmaml.objectives.multi_step(lambda step: jnp.array([0.5, 0.0, 0.5]))
+learner = jaxmaml.maml(loss_fn, optax.sgd(0.1), optax.sgd(1.0), num_inner_steps=3, objective=objective)
+batch = jnp.ones((4, 3, 4)), jnp.tile(jnp.arange(3), (4, 1))
+jax.jit(learner.update).lower(learner.init(params), jaxmaml.Task(batch, batch)).compile()
+"""
+
+
+@pytest.mark.slow
+def test_small_matmuls_compile_in_branches():
+    """As users compile. XLA ends the process where it does not like a matmul."""
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_ENABLE_X64": "0"}
+    done = subprocess.run([sys.executable, "-c", SMALL], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[:300]
