@@ -50,7 +50,7 @@ def select(params: PyTree, leaves: Leaves, name: str) -> PyTree:
         if not any(jax.tree.leaves(others)):
             raise ValueError(f"`{leaves.name}` selects every leaf and leaves nothing to adapt, got {leaves.leaves!r}.")
         return others
-    paths = [_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     treedef = jax.tree.structure(params)
     if leaves is None:
         chosen = [True] * len(paths)
@@ -110,5 +110,6 @@ def value_at(values: jax.Array, step: Any) -> jax.Array:
     return values[jnp.clip(step, 0, values.shape[0] - 1)]
 
 
-def _path(path) -> str:
+def path_name(path: Any) -> str:
+    """The keys of a path of `jax.tree_util`, joined by "/"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -229,11 +229,10 @@ MALFORMED = {
         ValueError,
         r"scalar accuracy, got shape \(2,\)",
     ),
-    "evaluate a batch with a key": (lambda: evaluate(TASKS), ValueError, "`key` and `num_tasks` are for a sampler"),
     "evaluate more tasks than there are": (
         lambda: evaluate(TASKS, None, num_tasks=9),
         ValueError,
-        "`key` and `num_tasks` are for a sampler",
+        "`num_tasks` is for a sampler",
     ),
     "fit under jit": (
         lambda: jax.jit(lambda state: jaxmaml.fit(make(), state, one_task, KEY, num_steps=1, num_tasks=1))(
@@ -315,11 +314,27 @@ MALFORMED = {
         ValueError,
         "`context` selects no leaf, got 'ctx'",
     ),
+    "rates outside of their bounds": (
+        lambda: jaxmaml.rules.learned_rates(0.1, bounds=(0.2, 1.0)),
+        ValueError,
+        r"`initial` must be between `bounds`, \(0.2, 1.0\); got 0.1",
+    ),
+    "bounds upside down": (
+        lambda: jaxmaml.rules.learned_rates(0.1, bounds=(1.0, 0.0)),
+        ValueError,
+        r"`bounds` must be \(low, high\) with low <= high",
+    ),
+    "one bound": (lambda: jaxmaml.rules.learned_rates(0.1, bounds=1.0), ValueError, r"`bounds` must be"),
+    "a group with a number for a name": (
+        lambda: make(inner=jaxmaml.rules.learned_rates(0.1, per=len)).init(PARAMS),
+        TypeError,
+        r"`per\(path\)` must be the name of a group, a string; got",
+    ),
     "three rates": (lambda: jaxmaml.rules.learned_rates((0.1, 0.2, 0.3)), ValueError, r"a number or \(low, high\)"),
     "rates from high to low": (
         lambda: jaxmaml.rules.learned_rates((0.1, 0.005)),
         ValueError,
-        r"a number or \(low, high\)",
+        r"`initial` must be \(low, high\) with low <= high",
     ),
     "objective without its argument": (
         lambda: make(objective=jaxmaml.objectives.chaser),
@@ -329,7 +344,7 @@ MALFORMED = {
     "one weight for all steps": (
         lambda: update(objective=jaxmaml.objectives.multi_step(lambda step: 1.0)),
         ValueError,
-        r"`weights\(step\)` must be one for each inner step, got shape \(\)",
+        r"`weights\(step\)` must be a vector, got shape \(\)",
     ),
     "pool a matrix": (
         lambda: jaxmaml.nn.max_pool(jnp.ones((4, 4))),

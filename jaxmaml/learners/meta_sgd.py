@@ -1,5 +1,6 @@
 """Meta-SGD."""
 
+from collections.abc import Callable
 from typing import Unpack
 
 import optax
@@ -16,7 +17,8 @@ def meta_sgd(
     outer_optimizer: optax.GradientTransformation,
     *,
     num_inner_steps: int,
-    per: str = "parameter",
+    per: str | Callable[[str], str] = "parameter",
+    bounds: tuple[float, float] | None = None,
     transform: optax.GradientTransformation | None = None,
     **axes: Unpack[Axes],
 ) -> MetaLearner:
@@ -30,8 +32,10 @@ def meta_sgd(
       initial_rate: The initial rates: a number, or `(low, high)` for uniform draws, (0.005, 0.1) in the paper.
       outer_optimizer: The optax transformation of the meta-gradient with respect to `(params, rates)`.
       num_inner_steps: The number of inner steps in training; >= 1.
-      per: Whether each `"parameter"` or each `"tensor"` has its own rate, or all share a `"scalar"`; see
-        `jaxmaml.rules.learned_rates`, which can also learn rates for each step.
+      per: Whether each `"parameter"` or each `"tensor"` has its own rate, or all share a `"scalar"`, or a function that
+        names the group of a leaf by its path; see `jaxmaml.rules.learned_rates`, which can also learn rates for each
+        step.
+      bounds: `(low, high)` of the rates; `None`, the default, leaves them free, as in the paper.
       transform: A transformation of the inner gradient, such as `jaxmaml.clip_by_global_norm(10.0)`.
       **axes: The other axes of the family: see `jaxmaml.Axes`.
     Returns:
@@ -50,5 +54,5 @@ def meta_sgd(
     References:
       Li et al., 2017, https://arxiv.org/abs/1707.09835
     """
-    rule = learned_rates(initial_rate, per=per, seed=axes.get("seed", 0), transform=transform)
+    rule = learned_rates(initial_rate, per=per, bounds=bounds, seed=axes.get("seed", 0), transform=transform)
     return make_learner(loss_fn, rule, outer_optimizer, num_inner_steps, axes, "meta_sgd")

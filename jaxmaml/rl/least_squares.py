@@ -5,10 +5,10 @@ import jax.numpy as jnp
 
 
 def ridge(rows: jax.Array, targets: jax.Array, regularization: float) -> jax.Array:
-    r"""Minimise `|rows x - targets|^2 + regularization |x|^2`, by a QR decomposition of `[rows; sqrt(regularization) I]`.
+    r"""Minimise `|rows x - targets|^2 + regularization |x|^2`, by a QR decomposition of the augmented matrix.
 
-    Gram and Schmidt's method, with each column made orthogonal twice, is as exact as Householder's ("twice is enough",
-    Giraud et al., 2005). `jnp.linalg.qr` would do the same with LAPACK, but on CPUs a program of many rollouts that
+    That is `[rows; sqrt(regularization) I]`. Gram and Schmidt's method, with each column made orthogonal twice, is as
+    exact as Householder's. `jnp.linalg.qr` would do the same with LAPACK, but on a CPU a program of many rollouts that
     calls it can wait for itself forever (jaxlib 0.10.2, two cores, decompositions of 20 matrices of 2008 x 8).
 
     Args:
@@ -17,6 +17,8 @@ def ridge(rows: jax.Array, targets: jax.Array, regularization: float) -> jax.Arr
       regularization: > 0, so that no column depends on the others.
     Returns:
       `x`, `[num_columns]`.
+    References:
+      Giraud et al., 2005, https://doi.org/10.1016/j.camwa.2005.08.009 (orthogonal twice is enough)
     """
     size = rows.shape[1]
     root = jnp.sqrt(jnp.asarray(regularization, rows.dtype))

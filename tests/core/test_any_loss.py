@@ -259,8 +259,9 @@ def test_within_a_shard_map_of_the_users_own(tasks, case):
 
     def step(state, tasks):
         new, info = learner.update(state, tasks)
-        fast_params, _ = learner.adapt(state, jax.tree.map(lambda leaf: leaf[0], tasks.support))
-        evaluated = jaxmaml.evaluate(learner, penalised, state, tasks, num_inner_steps=2)
+        key = jax.random.key(1)
+        fast_params, _ = learner.adapt(state, jax.tree.map(lambda leaf: leaf[0], tasks.support), key=key)
+        evaluated = jaxmaml.evaluate(learner, penalised, state, tasks, key, num_inner_steps=2)
         whole = (new.params, new.rule_params, info.grad_norm, fast_params)
         return jax.tree.map(lambda leaf: leaf[None], whole), (info.query_loss, evaluated.query_loss.per_task)
 

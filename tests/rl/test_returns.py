@@ -62,6 +62,26 @@ def test_the_linear_baseline_survives_columns_of_zeros():
     assert np.isfinite(rl.linear_baseline()(made, made.rewards)).all()
 
 
+def test_the_linear_baseline_calls_no_lapack():
+    """Which a program of many rollouts could wait for forever."""
+    compiled = jax.jit(rl.linear_baseline()).lower(batch(), batch().rewards).compile()
+    assert 'custom_call_target="lapack' not in compiled.as_text()
+
+
+def test_the_linear_baseline_is_exact_in_long_trajectories():
+    """Their features are nearly dependent; the reference is in float64."""
+    made = batch(40, 100)
+    returns = rl.returns_to_go(made.rewards, 0.99)
+    seen, time = np.asarray(made.observations, np.float64), np.arange(100)[None, :, None] / 100
+    time = np.broadcast_to(time, (40, 100, 1))
+    rows = np.concatenate([seen, seen**2, time, time**2, time**3, np.ones_like(time)], axis=-1).reshape(4000, 8)
+    scale = np.sqrt(np.asarray(made.mask, np.float64)).reshape(-1)
+    system = np.concatenate([scale[:, None] * rows, np.sqrt(1e-5) * np.eye(8)])
+    targets = np.concatenate([scale * np.asarray(returns).reshape(-1), np.zeros(8)])
+    expected = (rows @ np.linalg.lstsq(system, targets)[0]).reshape(40, 100)
+    np.testing.assert_allclose(rl.linear_baseline()(made, returns), expected, atol=2e-4)
+
+
 def test_advantages_are_returns_less_the_baseline_and_zero_after_the_end():
     made = batch()
     plain = rl.advantages(discount=0.9, baseline=None, standardize=False)(made)
