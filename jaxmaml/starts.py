@@ -1,5 +1,6 @@
 """Functions of the initial parameters, the support and a key, from whose values adaptation to a task starts."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,6 +23,11 @@ class Resizing(NamedTuple):
 
     def __call__(self, *args):
         return self.start(*args)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """That of `start`, so that one which draws nothing needs no key."""
+        return inspect.signature(self.start)
 
 
 def zeros(where: Leaves) -> Start:

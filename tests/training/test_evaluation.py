@@ -140,3 +140,78 @@ def test_thousands_of_tasks_in_little_memory():
         return jax.jit(run).lower(state, jax.random.key(0)).compile().memory_analysis().temp_size_in_bytes
 
     assert temporary(5000) < temporary(100) + 5000 * 4 * 20
+
+
+# ---- what learners draw, and what losses report ----
+
+
+def keyed_learner(mesh=None):
+    """Noise in the start, and in the batch of every step."""
+    collect = jaxmaml.supports.collect(lambda params, data, key: data + jax.random.normal(key, data.shape))
+    learner = problems.maml(
+        problems.quadratic_loss,
+        num_inner_steps=2,
+        start=jaxmaml.starts.noise(0.1),
+        supports=collect,
+        queries=collect,
+        mesh=mesh,
+    )
+    return learner, learner.init({"theta": jnp.zeros(2)})
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_every_task_draws_its_own_in_any_chunks_and_on_a_mesh(impl):
+    tasks = jaxmaml.Task(jnp.zeros((5, 2)), jnp.zeros((5, 2)))
+    key = jax.random.key(0, impl=impl)
+    results = []
+    for mesh, chunk_size in ((None, None), (None, 2), (None, 1), (jaxmaml.task_mesh(), 2)):
+        learner, state = keyed_learner(mesh)
+        found = jaxmaml.evaluate(
+            learner, problems.quadratic_loss, state, tasks, key, num_inner_steps=2, chunk_size=chunk_size
+        )
+        results.append(np.asarray(found.query_loss.per_task))
+    assert len(np.unique(results[0])) == results[0].size
+    for other in results[1:]:
+        np.testing.assert_allclose(other, results[0], rtol=1e-6)
+
+
+def test_every_scalar_that_a_loss_reports_has_a_curve():
+    def loss_fn(params, batch):
+        loss = problems.quadratic_loss(params, batch)
+        return loss, {"psnr": -10 * jnp.log10(loss), "inner": {"steps": jnp.array(3)}, "image": params["theta"]}
+
+    learner = problems.maml(loss_fn, optax.sgd(0.5), num_inner_steps=1)
+    state = learner.init({"theta": jnp.zeros(2)})
+    centres = jnp.array([[1.0, 0.0], [0.0, -2.0]])
+    result = jaxmaml.evaluate(learner, loss_fn, state, jaxmaml.Task(centres, centres), num_inner_steps=2)
+    assert set(result.aux) == {"psnr", "inner/steps"}
+    np.testing.assert_allclose(result.aux["psnr"].per_task, -10 * np.log10(result.query_loss.per_task), rtol=1e-5)
+    np.testing.assert_array_equal(result.aux["inner/steps"].mean, 3.0)
+
+
+def test_validation_chooses_by_a_score_of_the_users():
+    """The score falls as the loss falls, so that the first validation is the best."""
+
+    def loss_fn(params, batch):
+        loss = problems.quadratic_loss(params, batch)
+        return loss, {"score": loss}
+
+    learner = jaxmaml.maml(loss_fn, optax.sgd(0.1), optax.sgd(0.05), num_inner_steps=1)
+    validate = functools.partial(
+        jaxmaml.Validation, loss_fn, sample, jax.random.key(1), num_inner_steps=1, num_tasks=3, every=2
+    )
+    chosen = {}
+    for score in ("score", "query_loss"):
+        state, _ = jaxmaml.fit(
+            learner,
+            learner.init({"theta": jnp.full(2, 5.0)}),
+            sample,
+            jax.random.key(0),
+            num_steps=6,
+            num_tasks=2,
+            steps_per_dispatch=2,
+            progress=False,
+            validation=validate(score=score),
+        )
+        chosen[score] = int(state.step)
+    assert chosen == {"score": 2, "query_loss": 6}
