@@ -1,5 +1,6 @@
 """Checkpoints of a training run, by Orbax: everything that the next outer step depends on."""
 
+import json
 import os
 import pathlib
 from typing import Any, NamedTuple
@@ -114,14 +115,28 @@ class Store:
         for name, what in _DIFFERENCES.items():
             theirs, ours = made_by.get(name), self._made_by.get(name)
             if None not in (theirs, ours) and theirs != ours:
+                what += _choices(made_by, self._made_by) if name == "program" else ""
                 raise ValueError(
                     f"{where} {what}. Take another directory, or Checkpoints(..., same_program=False) to go on."
                 )
 
 
+def _choices(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    """The first choice of the learners that differs, in words; "" if none does, or the learners are the user's own."""
+    if None in (theirs.get("configuration"), ours.get("configuration")):
+        return ""
+    then, now = (json.loads(each["configuration"]) for each in (theirs, ours))
+    changed = [name for name in {**then, **now} if then.get(name) != now.get(name) and name not in _EXECUTION]
+    return "".join(
+        f"; `{name}` was {then.get(name, 'the default')}, and is {now.get(name, 'the default')}" for name in changed[:1]
+    )
+
+
+# A run may go on with others.
+_EXECUTION = ("mesh", "chunk_size")
 _DIFFERENCES = {
-    "program": "was made by another program: its arrays fit, but the algorithm, the loss, a step size, the number of "
-    "tasks or how they are executed (chunks, the devices of a mesh) differs",
+    "program": "was made by another program: its arrays fit, but the algorithm, the loss, a step size or the number of "
+    "tasks differs",
     "tasks": "drew its tasks by another sampler, or from other data",
     "start": "is of a run that began at another state",
     "validation": "was validated in another way, so that scores cannot be compared",

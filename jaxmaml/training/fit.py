@@ -192,11 +192,11 @@ def _mean(values: Any) -> float:
 
 def _made_by(learner, state, source: Sampled | Fed, validation) -> dict[str, str | None]:
     """The fingerprints of this run, for its checkpoints."""
-    tasks_of = source.tasks
-    evaluated = None if validation is None else functools.partial(validating.evaluated, learner, validation)
-    of = fingerprints.of_program
+    tasks_of, evaluated, of = source.tasks, None, fingerprints.of_program
     # Another number of devices, or of tasks at once, changes no result beyond rounding: a run may go on elsewhere.
     alike = learner if learner.spec is None else learner.spec.replace(mesh=None, chunk_size=None)
+    if validation is not None:
+        evaluated = functools.partial(validating.evaluated, alike, validation._replace(chunk_size=None))
     return {
         "configuration": None if learner.spec is None else json.dumps(learner.spec.described()),
         "program": None if tasks_of is None else of(alike.update, state, jax.eval_shape(tasks_of, source.key)),

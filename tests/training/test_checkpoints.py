@@ -80,7 +80,7 @@ OTHERS = {
     ),
     "algorithm": (
         lambda: (jaxmaml.fomaml(problems.mlp_loss, optax.sgd(0.05), optax.adam(1e-2), num_inner_steps=1), None),
-        "made by another program",
+        "made by another program.*; `algorithm` was maml, and is fomaml",
     ),
     "step size": (
         lambda: (jaxmaml.maml(problems.mlp_loss, optax.sgd(0.06), optax.adam(1e-2), num_inner_steps=1), None),
@@ -102,6 +102,23 @@ def test_a_checkpoint_of_another_run_is_refused(learner, tmp_path, other):
     if other in ("algorithm", "step size"):
         state, _ = fit(different, 4, state, checkpoints=saved._replace(same_program=False))
         assert int(state.step) == 4
+
+
+def test_a_run_goes_on_with_another_mesh_and_other_chunks(tmp_path):
+    """With the same validation, and close to the run that changes nothing."""
+    validation = jaxmaml.Validation(
+        problems.mlp_loss, jaxmaml.tasks.sinusoid(5, 5), jax.random.key(1), num_inner_steps=1, num_tasks=4, every=2
+    )
+    states = []
+    for name, later in (("same", {}), ("other", {"mesh": jaxmaml.task_mesh(), "chunk_size": 2})):
+        saved = jaxmaml.Checkpoints(tmp_path / name, every=2)
+        for num_steps, axes in ((2, {}), (4, later)):
+            learner = jaxmaml.maml(problems.mlp_loss, optax.sgd(0.05), optax.adam(1e-2), num_inner_steps=1, **axes)
+            other = validation._replace(chunk_size=axes.get("chunk_size", 20))
+            state, _ = fit(learner, num_steps, num_tasks=4, checkpoints=saved, validation=other)
+        states.append(state)
+        assert int(state.step) == 4
+    chex.assert_trees_all_close(*states, rtol=1e-4)
 
 
 def test_another_key_or_dtype_is_refused(learner, tmp_path):
