@@ -19,7 +19,7 @@ def images(
     A task is one image, drawn uniformly. Support and query both have all of its pixels in order of rows, as in the
     papers: what is to be learned is a start from which a signal is *fitted* in few steps. With fewer points, support
     and query are drawn afresh for each task, independently of each other, without replacement. To draw other points
-    at each inner step instead, keep all of them here and choose minibatches by the learner's axis for them.
+    at each inner step instead, keep all of them here and give the learner `supports=jaxmaml.supports.minibatches(n)`.
 
     The papers' set-ups: faces of 178 x 178 with all 31,684 points, a SIREN of width 256 with `w0` = 200, MAML with two
     steps of SGD at 0.01, outer Adam at 1e-5, 3 images an outer step, 150,000 steps (Tancik et al., 2021); functa
