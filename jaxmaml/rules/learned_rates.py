@@ -61,8 +61,11 @@ def learned_rates(
       Li et al., 2017, https://arxiv.org/abs/1707.09835 (Meta-SGD)
       Antoniou et al., 2019, https://arxiv.org/abs/1810.09502 (per layer and step)
     """
-    if not callable(per):
+    group_of = None if isinstance(per, str) else per
+    if group_of is None:
         checks.one_of("per", per, ("parameter", "tensor", "scalar"))
+    else:
+        checks.function("per", group_of)
     if num_steps is not None:
         checks.positive_int("num_steps", num_steps)
     low, high = _range("initial", initial if isinstance(initial, tuple) else (initial, initial))
@@ -74,8 +77,8 @@ def learned_rates(
     steps = () if num_steps is None else (num_steps,)
 
     def init_params(params):
-        if callable(per):
-            params = _groups(params, per)
+        if group_of is not None:
+            params = _groups(params, group_of)
         elif per == "scalar":
             params = jnp.zeros((), jnp.result_type(*jax.tree.leaves(params)))
         leaves, treedef = jax.tree.flatten(params)
@@ -92,24 +95,23 @@ def learned_rates(
     def update(grads, rule_state, params, rates, step, **extra):
         if num_steps is not None:
             rates = jax.tree.map(lambda rate: parameter_selection.value_at(rate, step), rates)
-        if callable(per):
-            rates = jax.tree_util.tree_map_with_path(
-                lambda path, _: rates[per(parameter_selection.path_name(path))], grads
-            )
+        if group_of is not None:
+            rates = _of_leaves(rates, group_of, grads)
         elif per == "scalar":
             rates = jax.tree.map(lambda _: rates, grads)
         passed, rule_state = first.update(grads, rule_state, params, (), step, **extra)
         return jax.tree.map(lambda rate, g: -rate.astype(g.dtype) * g, rates, passed), rule_state
 
     def project(rates):
-        return rates if bounds is None else jax.tree.map(lambda rate: jnp.clip(rate, *bounds), rates)
+        return rates if bounds is None else _clipped(rates, *bounds)
 
     return InnerRule(init_params, lambda rates, params: first.init((), params), update, project)
 
 
 def _range(name: str, values: tuple[float, ...]) -> tuple[float, float]:
     if not isinstance(values, tuple) or len(values) != 2:
-        raise ValueError(f"`{name}` must be a number or (low, high), got {values!r}.")
+        number_or = "a number or " if name == "initial" else ""
+        raise ValueError(f"`{name}` must be {number_or}(low, high), got {values!r}.")
     for value in values:
         checks.number(name, value)
     if values[0] > values[1]:
@@ -127,3 +129,14 @@ def _groups(params: PyTree, per: Callable[[str], str]) -> dict[str, jax.Array]:
             raise TypeError(f"`per(path)` must be the name of a group, a string; got {name!r} for {path!r}.")
         members.setdefault(name, []).append(leaf)
     return {name: jnp.zeros((), jnp.result_type(*leaves)) for name, leaves in members.items()}
+
+
+def _of_leaves(rates: dict[str, jax.Array], group_of: Callable[[str], str], leaves: PyTree) -> PyTree:
+    """For each leaf the rate of its group."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: rates[group_of(parameter_selection.path_name(path))], leaves
+    )
+
+
+def _clipped(rates: PyTree, low: float, high: float) -> PyTree:
+    return jax.tree.map(lambda rate: jnp.clip(rate, low, high), rates)
