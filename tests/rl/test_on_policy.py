@@ -12,6 +12,8 @@ import jaxmaml
 from jaxmaml import keys, rl, supports
 from tests.rl import mdp
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 POLICY = rl.gaussian(lambda w, x: x @ w[:2] + jnp.broadcast_to(w[2], x.shape))
 PARAMS = {"mean": jnp.zeros((3, 2)), "log_std": jnp.full(2, -2.5)}
 GOALS = jax.vmap(jaxmaml.tasks.navigation.goals())(jax.random.split(jax.random.key(5), 3))
@@ -28,6 +30,7 @@ def assert_close(a, b, **tolerance):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **({"rtol": 1e-4, "atol": 1e-5} | tolerance)), a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "axes",
     [{}, {"objective": jaxmaml.objectives.online()}, {"derivative": "first_order"}],
@@ -59,6 +62,7 @@ def test_it_records_the_batches_of_a_plain_loop():
         assert_close(jax.tree.map(lambda leaf, i=index: leaf[i, 2], recorded.query), query, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_further_epochs_are_steps_of_the_replay_on_the_same_rollouts():
     learner = learner_of(surrogate=rl.clipped)
     state = learner.init(PARAMS)
@@ -73,6 +77,7 @@ def test_further_epochs_are_steps_of_the_replay_on_the_same_rollouts():
     assert_close(info.aux["kl"], jnp.zeros(3), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_trust_region_holds_on_the_recorded_rollouts():
     """The divergence of adapted policies, before and after the outer step, is what it was told to be."""
     max_kl = 1e-3
@@ -87,6 +92,7 @@ def test_the_trust_region_holds_on_the_recorded_rollouts():
     assert after.query_loss.mean() < before.query_loss.mean()
 
 
+@pytest.mark.slow
 def test_it_trains_in_fit_and_adapts_as_the_learner_does():
     learner = rl.on_policy(learner_of(optax.adam(0.02)))
     goal = jaxmaml.Task(jnp.array([0.05, 0.0]), jnp.array([0.05, 0.0]))
