@@ -47,19 +47,19 @@ def drifting_signals(
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, jaxmaml
-      >>> sample = jaxmaml.tasks.drifting_signals(num_chunks=3, chunk_length=8)
+      >>> sample = jaxmaml.tasks.drifting_signals(num_chunks=2, chunk_length=8)
       >>> tasks = jax.vmap(sample)(jax.random.split(jax.random.key(0), 4))
       >>> tasks.support.inputs.shape, tasks.query.inputs.shape
-      ((4, 3, 8, 1), (4, 4, 8, 1))
+      ((4, 2, 8, 1), (4, 3, 8, 1))
       >>> model = jaxmaml.nn.GRU(num_hidden=4, num_outputs=1)
       >>> learner = jaxmaml.maml(
-      ...     jaxmaml.mean_squared_error(model.apply), optax.sgd(0.1), optax.adam(1e-3), num_inner_steps=3,
+      ...     jaxmaml.mean_squared_error(model.apply), optax.sgd(0.1), optax.adam(1e-3), num_inner_steps=2,
       ...     supports=jaxmaml.supports.stream(), queries=jaxmaml.supports.stream(),
       ...     objective=jaxmaml.objectives.online())
       >>> state = learner.init(model.init(jax.random.key(1), jnp.zeros((1, 1))))
       >>> state, info = jax.jit(learner.update)(state, tasks)
-      >>> info.diagnostics.shape                      # the loss of chunks 0 ... 3
-      (4, 4)
+      >>> info.diagnostics.shape                      # the loss of chunks 0 ... 2
+      (4, 3)
 
     References:
       Sun et al., 2024, https://arxiv.org/abs/2407.04620 (test-time training, whose layers learn chunk by chunk)

@@ -61,6 +61,7 @@ def siren_by_hand(params, x, w0):
     return x @ layers["Dense_2"]["kernel"] + layers["Dense_2"]["bias"][None] + 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_context", [0, 5])
 def test_meta_gradients_of_a_siren_are_the_plain_ones(num_context, quick_compiles):
     """Second derivatives included, over a batch of tasks, and with the fast sine."""
@@ -150,6 +151,7 @@ def test_the_frequencies_are_of_the_seed_and_no_parameters():
     np.testing.assert_allclose(jax.nn.sigmoid(logits), out, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_functa_adapts_the_context_alone(quick_compiles):
     """CAVIA with learned rates: the shared parameters stay, and the context moves from zero."""
     model = Siren((32, 32, 1), w0=10.0, num_context=16)

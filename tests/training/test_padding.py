@@ -78,6 +78,7 @@ def test_statistics_of_each_example_are_accepted(how):
     run(how, jaxmaml.cross_entropy(model.apply), params, sample_images)
 
 
+@pytest.mark.slow
 def test_conv4():
     losses = {kind: jaxmaml.nn.Conv4.omniglot(2, features=4, normalisation=kind) for kind in ("batch", "layer")}
     sample = lambda key: jax.tree.map(  # noqa: E731
