@@ -250,10 +250,17 @@ class Planned(NamedTuple):
 
 
 def planned(supports: Supports, data: Any, num_steps: int, plan_key: Any, key: Any) -> Planned:
-    """Plan the batches of `num_steps` steps."""
+    """Plan the batches of the steps `0 ... num_steps - 1` of one task, outside of the loop over steps.
+
+    `supports` comes from `complete`; the keys, of the plan and of the batches, are `None` where nothing is drawn.
+    A plan may refuse the data with a `ValueError`, as `stream` does if there are too few slices.
+    """
     return Planned(supports.plan(data, num_steps, plan_key), data, key)
 
 
 def batch_at(supports: Supports, of_task: Planned, step: Any, fast_params: PyTree) -> Any:
-    """The batch of one step."""
+    """The batch of one step for the loss function, drawn with `fold_in(key, step)`.
+
+    `step` may be traced, and is at most the last that was planned; `fast_params` are the whole parameters of this step.
+    """
     return supports.at(of_task.plan, of_task.data, step, fast_params, keys.at_step(of_task.key, step))

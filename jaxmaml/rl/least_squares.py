@@ -8,8 +8,8 @@ def ridge(rows: jax.Array, targets: jax.Array, regularization: float) -> jax.Arr
     r"""Minimise `|rows x - targets|^2 + regularization |x|^2`, by a QR decomposition of the augmented matrix.
 
     That is `[rows; sqrt(regularization) I]`. Gram and Schmidt's method, with each column made orthogonal twice, is as
-    exact as Householder's. `jnp.linalg.qr` would do the same with LAPACK, but on a CPU a program of many rollouts that
-    calls it can wait for itself forever (jaxlib 0.10.2, two cores, decompositions of 20 matrices of 2008 x 8).
+    exact as Householder's. `jnp.linalg.qr` would do the same with LAPACK, but a compiled program of many rollouts that
+    calls it can deadlock on a CPU (jaxlib 0.10.2, two cores, decompositions of 20 matrices of 2008 x 8).
 
     Args:
       rows: `[num_rows, num_columns]`, in float32 or float64.

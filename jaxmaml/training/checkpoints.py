@@ -126,10 +126,10 @@ def _choices(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
     if None in (theirs.get("configuration"), ours.get("configuration")):
         return ""
     then, now = (json.loads(each["configuration"]) for each in (theirs, ours))
-    changed = [name for name in {**then, **now} if then.get(name) != now.get(name) and name not in _EXECUTION]
-    return "".join(
-        f"; `{name}` was {then.get(name, 'the default')}, and is {now.get(name, 'the default')}" for name in changed[:1]
-    )
+    for name in {**then, **now}:
+        if name not in _EXECUTION and then.get(name) != now.get(name):
+            return f"; `{name}` was {then.get(name, 'the default')}, and is {now.get(name, 'the default')}"
+    return ""
 
 
 # A run may go on with others.

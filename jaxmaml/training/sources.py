@@ -57,7 +57,15 @@ class RanOutError(Exception):
 
 
 class Sampled:
-    """Tasks that are drawn on the device."""
+    """Tasks that are drawn on the device, in the compiled outer step.
+
+    Args:
+      sample_task: `key -> Task`.
+      key: The PRNG key of the run; outer step `t` draws from `fold_in(key, t)`.
+      num_tasks: The number of tasks in an outer step; >= 1.
+    Raises:
+      TypeError, ValueError: If one of them is not that.
+    """
 
     def __init__(self, sample_task: Sampler, key: chex.PRNGKey, num_tasks: Any):
         self._num_tasks = checks.positive_int("num_tasks", num_tasks)
@@ -89,7 +97,14 @@ class Sampled:
 
 
 class Fed:
-    """Tasks that come from outside."""
+    """Tasks that come from outside of the device, read ahead by a thread.
+
+    Args:
+      batches: `Batches`, whose `open` is called with the first outer step.
+      key, num_tasks: `None`, because the batches have their tasks already.
+    Raises:
+      TypeError: If `key` or `num_tasks` is given, or `open` is no function.
+    """
 
     #: The contents are not known before they come, and so they have no fingerprint.
     tasks = None
@@ -150,7 +165,7 @@ class Fed:
 
 
 def source_of(sample_task: Sampler | Batches, key: Any, num_tasks: Any) -> Sampled | Fed:
-    """The source for the arguments of `fit`."""
+    """The source of the tasks, for the arguments of `fit`; it raises the errors of `Sampled` or `Fed`."""
     if isinstance(sample_task, Batches):
         return Fed(sample_task, key, num_tasks)
     return Sampled(sample_task, key, num_tasks)

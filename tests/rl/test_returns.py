@@ -63,7 +63,7 @@ def test_the_linear_baseline_survives_columns_of_zeros():
 
 
 def test_the_linear_baseline_calls_no_lapack():
-    """Which a program of many rollouts could wait for forever."""
+    """On a CPU, a program of many rollouts that calls it can deadlock."""
     compiled = jax.jit(rl.linear_baseline()).lower(batch(), batch().rewards).compile()
     assert 'custom_call_target="lapack' not in compiled.as_text()
 
